@@ -1,0 +1,3 @@
+module github.com/portolan/portolan
+
+go 1.26.0
