@@ -68,6 +68,32 @@ type Publication struct {
 	Mappings []Mapping `json:"mappings"`
 }
 
+// Held are p's mappings as they take host ports: a routed family takes none, so
+// that a mapping of both families is one of the other alone, and a mapping of
+// routed families alone is not here.
+func (p Publication) Held() []Mapping {
+	if !p.Routed4 && !p.Routed6 {
+		return p.Mappings
+	}
+	var held []Mapping
+	for _, m := range p.Mappings {
+		switch {
+		case m.Is4() && m.Is6():
+			if p.Routed4 && p.Routed6 {
+				continue
+			}
+			m.HostIP = netip.IPv4Unspecified()
+			if p.Routed4 {
+				m.HostIP = netip.IPv6Unspecified()
+			}
+		case m.Is4() && p.Routed4, m.Is6() && p.Routed6:
+			continue
+		}
+		held = append(held, m)
+	}
+	return held
+}
+
 // NAT4 and NAT6 say whether the kernel carries m to t in that family: the
 // mapping is meant for it, the container has such an address, and the family
 // is translated. ::1 is never carried (IPv6 has no route_localnet).

@@ -1,0 +1,268 @@
+package portmap
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+// Allocator hands out the host ports of one protocol. A port is taken in its
+// index first and by a Socket then, so that neither another endpoint nor another
+// process can have it.
+//
+// It is safe for concurrent use.
+type Allocator struct {
+	proto     Proto
+	reserver  Reserver
+	sysctlDir string
+
+	mu    sync.Mutex // guards below; not held while a socket is bound
+	held  portIndex  // owners are sandboxes
+	after uint16     // the ephemeral port handed out last
+}
+
+// NewAllocator returns the allocator of one protocol. The ephemeral range is
+// read below sysctlDir, as /proc/sys/net.
+func NewAllocator(p Proto, r Reserver, sysctlDir string) *Allocator {
+	return &Allocator{proto: p, reserver: r, sysctlDir: sysctlDir, held: portIndex{}}
+}
+
+// lease is one reserved host port of one host address.
+type lease struct {
+	Mapping // of length 1
+	*Socket
+}
+
+// Exact takes every port of m, a range all or nothing, for a sandbox. The error
+// wraps ErrPortInUse where a port is held by another endpoint or process: it
+// names the first that is and says how many more are. Otherwise it wraps what
+// bind(2) said.
+func (a *Allocator) Exact(m Mapping, sandbox string) ([]lease, error) {
+	if err := a.take(m, sandbox); err != nil {
+		return nil, err
+	}
+	leases, err := a.bind(m)
+	if err != nil {
+		a.forget(m, sandbox)
+		return nil, err
+	}
+	return leases, nil
+}
+
+func (a *Allocator) take(m Mapping, sandbox string) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if s, addr, taken := a.held.conflict(m, ""); taken {
+		return &conflictError{mapping: m, port: s.first, addr: addr, sandbox: s.owner, own: s.owner == sandbox}
+	}
+	a.held.add(m, sandbox)
+	return nil
+}
+
+func (a *Allocator) forget(m Mapping, sandbox string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.held.remove(m, sandbox)
+}
+
+// bind reserves the ports of m in order.
+func (a *Allocator) bind(m Mapping) ([]lease, error) {
+	leases := make([]lease, 0, m.Len())
+	for i := range m.Len() {
+		one := m.at(i)
+		s, err := a.reserver.Reserve(a.proto, m.HostIP, one.HostPort)
+		if err != nil {
+			err = a.bindError(m, one.HostPort, err)
+			if i+1 < m.Len() && errors.Is(err, ErrPortInUse) {
+				err = fmt.Errorf("%w (and %d more ports of %s)", err, a.countTaken(m, i+1), m)
+			}
+			return nil, errors.Join(err, closeSockets(leases))
+		}
+		leases = append(leases, lease{one, s})
+	}
+	return leases, nil
+}
+
+func closeSockets(leases []lease) (err error) {
+	for _, l := range leases {
+		err = errors.Join(err, l.Socket.Close())
+	}
+	return err
+}
+
+// countTaken counts the ports of m from the i-th on that cannot be bound, for
+// an error that need not be asked for again port by port.
+func (a *Allocator) countTaken(m Mapping, i int) (n int) {
+	for ; i < m.Len(); i++ {
+		s, err := a.reserver.Reserve(a.proto, m.HostIP, m.at(i).HostPort)
+		if err != nil {
+			n++
+			continue
+		}
+		_ = s.Close()
+	}
+	return n
+}
+
+// at is the i-th port of m.
+func (m Mapping) at(i int) Mapping {
+	m.HostPort += uint16(i)
+	m.HostPortEnd = m.HostPort
+	m.Port += uint16(i)
+	return m
+}
+
+// Any takes one port number for all of ms, which differ in their host address
+// alone: the lowest free one of HostPort to HostPortEnd, or any free one where
+// HostPort is 0. One number for all host addresses is Docker's rule
+// (libnetwork's portmapperapi).
+func (a *Allocator) Any(ms []Mapping, sandbox string) ([]lease, error) {
+	if ms[0].HostPort == 0 {
+		return a.ephemeral(ms, sandbox)
+	}
+	var first error
+	for p := int(ms[0].HostPort); p <= int(ms[0].HostPortEnd); p++ {
+		leases, err := a.same(ms, uint16(p), sandbox)
+		if err == nil {
+			return leases, nil
+		}
+		if !errors.Is(err, ErrPortInUse) {
+			return nil, err
+		}
+		if first == nil {
+			first = err
+		}
+	}
+	if ms[0].HostPort == ms[0].HostPortEnd {
+		return nil, first
+	}
+	return nil, fmt.Errorf("%w: no %s port of %d-%d is free for container port %d; the first is not because %w",
+		ErrPortInUse, a.proto, ms[0].HostPort, ms[0].HostPortEnd, ms[0].Port, first)
+}
+
+// same takes one number for all of ms, or none.
+func (a *Allocator) same(ms []Mapping, port uint16, sandbox string) ([]lease, error) {
+	var all []lease
+	for _, m := range ms {
+		m.HostPort, m.HostPortEnd = port, port
+		leases, err := a.Exact(m, sandbox)
+		if err != nil {
+			return nil, errors.Join(err, a.Release(all, sandbox))
+		}
+		all = append(all, leases...)
+	}
+	return all, nil
+}
+
+// ephemeral goes round the ephemeral range, from where it was last time: a port
+// that was just given back is the last to be handed out again.
+func (a *Allocator) ephemeral(ms []Mapping, sandbox string) ([]lease, error) {
+	r, reserved := ephemeralPorts(a.sysctlDir)
+	a.mu.Lock()
+	next := a.after + 1
+	a.mu.Unlock()
+	if !r.has(next) {
+		next = r.first
+	}
+	for range int(r.last) - int(r.first) + 1 {
+		port := next
+		if next++; !r.has(next) {
+			next = r.first
+		}
+		if inAny(reserved, port) {
+			continue
+		}
+		leases, err := a.same(ms, port, sandbox)
+		if errors.Is(err, ErrPortInUse) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		a.mu.Lock()
+		a.after = port
+		a.mu.Unlock()
+		return leases, nil
+	}
+	return nil, fmt.Errorf("%w: no %s port of the ephemeral range %d-%d is free (net.ipv4.ip_local_port_range without ip_local_reserved_ports)",
+		ErrPortInUse, a.proto, r.first, r.last)
+}
+
+func inAny(rs []portRange, p uint16) bool {
+	for _, r := range rs {
+		if r.has(p) {
+			return true
+		}
+	}
+	return false
+}
+
+// Release gives leases back.
+func (a *Allocator) Release(leases []lease, sandbox string) error {
+	err := closeSockets(leases)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, l := range leases {
+		a.held.remove(l.Mapping, sandbox)
+	}
+	return err
+}
+
+// bindError says what to do about an errno of bind(2).
+func (a *Allocator) bindError(m Mapping, port uint16, err error) error {
+	switch {
+	case errors.Is(err, unix.EADDRINUSE):
+		return &conflictError{mapping: m, port: port, addr: m.HostIP, process: true}
+	case errors.Is(err, unix.EADDRNOTAVAIL):
+		return fmt.Errorf("publish %s: host address %s is not an address of this host; publish on one that is: -p %s",
+			m, m.HostIP, PortBinding{Proto: m.Proto, Port: m.Port, HostIP: hostAddress(m.HostIP.Is4()), HostPort: m.HostPort})
+	case errors.Is(err, unix.EACCES):
+		return fmt.Errorf("publish %s: bind %s port %d (below net.ipv4.ip_unprivileged_port_start? CAP_NET_BIND_SERVICE is missing): %w", m, m.Proto, port, err)
+	case errors.Is(err, unix.EMFILE), errors.Is(err, unix.ENFILE):
+		return fmt.Errorf("publish %s: a published port takes an open file, and the limit of this process is reached; raise it (systemd: LimitNOFILE=): %w", m, err)
+	}
+	return fmt.Errorf("publish %s: bind %s port %d: %w", m, m.Proto, port, err)
+}
+
+// conflictError is a host port that somebody else holds. Who it is is looked up
+// only when somebody wants to read it.
+type conflictError struct {
+	mapping Mapping
+	port    uint16
+	addr    netip.Addr // where it is held, if an endpoint holds it
+	sandbox string     // of the holding endpoint
+	own     bool       // asked for twice by one sandbox
+	process bool       // held by another process
+	name    string     // what the Publisher knows of the endpoint
+}
+
+func (e *conflictError) Unwrap() error { return ErrPortInUse }
+
+func (e *conflictError) Error() string {
+	what := fmt.Sprintf("%s port %d", e.mapping.Proto, e.port)
+	other := "choose another host port"
+	switch {
+	case e.own:
+		return what + " is published twice by this container; each host port can lead to one container port"
+	case !e.process:
+		name := e.name
+		if name == "" {
+			name = "another container"
+		}
+		return fmt.Sprintf("%s is in use by %s on %s; %s or stop that container", what, name, e.addr, other)
+	}
+	h, found := findHolder(e.mapping.Proto, e.mapping.HostIP, e.port)
+	if !found {
+		return fmt.Sprintf("%s is in use by another process; %s", what, other)
+	}
+	if e.mapping.Wildcard() && !h.addr.IsUnspecified() {
+		other = "publish on one address: -p " + PortBinding{Proto: e.mapping.Proto,
+			Port: e.mapping.Port + (e.port - e.mapping.HostPort), HostIP: hostAddress(h.addr.Is4()), HostPort: e.port}.String()
+	} else {
+		other += " or stop that process"
+	}
+	return fmt.Sprintf("%s is in use by %s; %s", what, h, other)
+}

@@ -1,0 +1,124 @@
+package portmap
+
+import (
+	"fmt"
+	"log/slog"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"github.com/google/nftables/userdata"
+)
+
+// DockerUserChain is Docker's chain for the administrator's rules, in the
+// iptables table filter of each family.
+const DockerUserChain = "DOCKER-USER"
+
+// dockerUserComment marks our rule there.
+const dockerUserComment = "portolan: accepted by table inet portolan"
+
+// dockerUser keeps one rule in DOCKER-USER of each family that has it: packets
+// that our forward chain accepted, and marked, pass Docker's DROP policy. It
+// stands behind the user's rules, so that their DROP wins, and before the
+// trailing RETURN of engines up to 28. It matches no interface: an accept by
+// interface there would open Docker's own containers, whose isolation comes
+// later in the chain.
+//
+// The rule is a native one over netlink; iptables-nft lists it. Hosts whose
+// Docker uses iptables-legacy are served by the iptables mapper.
+type dockerUser struct {
+	conn *nftables.Conn
+	log  *slog.Logger
+}
+
+func newDockerUser(conn *nftables.Conn, log *slog.Logger) *dockerUser {
+	return &dockerUser{conn, log}
+}
+
+// ensure puts the rule where it belongs, or takes it away, in both families, and
+// says whether it had to. A family without the chain has nothing to let through.
+func (d *dockerUser) ensure(wanted bool) (changed bool, err error) {
+	for _, family := range []nftables.TableFamily{nftables.TableFamilyIPv4, nftables.TableFamilyIPv6} {
+		c, err := d.ensureFamily(family, wanted)
+		if err != nil {
+			return changed, fmt.Errorf("keep the rule of chain %s: %w", DockerUserChain, err)
+		}
+		changed = changed || c
+	}
+	return changed, nil
+}
+
+func (d *dockerUser) ensureFamily(family nftables.TableFamily, wanted bool) (changed bool, err error) {
+	chains, err := d.conn.ListChainsOfTableFamily(family)
+	if err != nil {
+		return false, err
+	}
+	var chain *nftables.Chain
+	for _, c := range chains {
+		if c.Table.Name == "filter" && c.Name == DockerUserChain {
+			chain = c
+		}
+	}
+	if chain == nil {
+		return false, nil
+	}
+	table := &nftables.Table{Name: "filter", Family: family}
+	rules, err := d.conn.GetRules(table, chain)
+	if err != nil {
+		return false, err
+	}
+	var ours []*nftables.Rule
+	var next *nftables.Rule // the trailing RETURN
+	placed := false         // ours is the last of the rules that count
+	for i, r := range rules {
+		switch {
+		case isDockerUserRule(r):
+			ours = append(ours, r)
+			placed = true
+		case i == len(rules)-1 && isPlainReturn(r):
+			next = r
+		default:
+			placed = false
+		}
+	}
+	if wanted && placed && len(ours) == 1 || !wanted && len(ours) == 0 {
+		return false, nil
+	}
+	for _, r := range ours {
+		if err := d.conn.DelRule(r); err != nil {
+			return false, err
+		}
+	}
+	if wanted {
+		rule := &nftables.Rule{
+			Table: table, Chain: chain,
+			Exprs:    nftRule{stmtMarked(MarkBit), {"", []expr.Any{&expr.Counter{}}}, stmtAccept}.exprs(),
+			UserData: userdata.AppendString(nil, userdata.TypeComment, dockerUserComment),
+		}
+		if next != nil {
+			rule.Position = next.Handle
+			d.conn.InsertRule(rule)
+		} else {
+			d.conn.AddRule(rule)
+		}
+	}
+	return true, d.conn.Flush()
+}
+
+func isDockerUserRule(r *nftables.Rule) bool {
+	s, ok := userdata.GetString(r.UserData, userdata.TypeComment)
+	return ok && s == dockerUserComment
+}
+
+// isPlainReturn matches `-j RETURN` without a condition.
+func isPlainReturn(r *nftables.Rule) bool {
+	for _, e := range r.Exprs {
+		switch e := e.(type) {
+		case *expr.Counter:
+		case *expr.Verdict:
+			return e.Kind == expr.VerdictReturn
+		default:
+			return false
+		}
+	}
+	return false
+}

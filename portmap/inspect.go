@@ -1,0 +1,87 @@
+package portmap
+
+import (
+	"fmt"
+	"net/netip"
+	"strconv"
+)
+
+// ExposedPort is a port that a container offers, published or not.
+type ExposedPort struct {
+	Proto Proto  `json:"proto"`
+	Port  uint16 `json:"port"`
+}
+
+// String is Docker's notation, as 53/udp.
+func (e ExposedPort) String() string { return fmt.Sprintf("%d/%s", e.Port, e.Proto) }
+
+// HostPort is one host side of a container port, as `docker inspect` prints it.
+type HostPort struct {
+	HostIP   string `json:"HostIp"`
+	HostPort string `json:"HostPort"`
+}
+
+// Ports is NetworkSettings.Ports in the format of `docker inspect`: container
+// port and protocol to host addresses and ports, exposed ports that are not
+// published to nil.
+//
+// A wildcard is listed as 0.0.0.0 and ::, each only where clients of other hosts
+// can come in: IPv6 clients of an IPv4-only container cannot, unless
+// Target.ProxyRemote lets them.
+func Ports(p Publication, exposed []ExposedPort) map[string][]HostPort {
+	ports := map[string][]HostPort{}
+	for _, e := range exposed {
+		ports[e.String()] = nil
+	}
+	for _, m := range p.Mappings {
+		addrs := p.listed(m)
+		for i := range m.Len() {
+			one := m.at(i)
+			key := ExposedPort{m.Proto, one.Port}.String()
+			for _, a := range addrs {
+				ports[key] = append(ports[key], HostPort{a.String(), strconv.Itoa(int(one.HostPort))})
+			}
+		}
+	}
+	return ports
+}
+
+// listed are the host addresses of m in reports.
+func (t Target) listed(m Mapping) (addrs []netip.Addr) {
+	if m.HostIP.IsValid() {
+		return []netip.Addr{m.HostIP}
+	}
+	if t.IPv4.IsValid() || t.ProxyRemote {
+		addrs = append(addrs, netip.IPv4Unspecified())
+	}
+	if t.IPv6.IsValid() || t.ProxyRemote {
+		addrs = append(addrs, netip.IPv6Unspecified())
+	}
+	return addrs
+}
+
+// PortMapping is NetworkSettings.PortMapping as Docker had it in 2013: container
+// port to host port, as strings, by protocol. "Tcp" and "Udp" are always there,
+// "Sctp" where there is any. Of several host ports of one container port the
+// lowest stands.
+func PortMapping(ms []Mapping) map[string]map[string]string {
+	out := map[string]map[string]string{"Tcp": {}, "Udp": {}}
+	names := map[Proto]string{TCP: "Tcp", UDP: "Udp", SCTP: "Sctp"}
+	lowest := map[ExposedPort]uint16{}
+	for _, m := range ms {
+		name := names[m.Proto]
+		if out[name] == nil {
+			out[name] = map[string]string{}
+		}
+		for i := range m.Len() {
+			one := m.at(i)
+			key := ExposedPort{m.Proto, one.Port}
+			if have, ok := lowest[key]; ok && have <= one.HostPort {
+				continue
+			}
+			lowest[key] = one.HostPort
+			out[name][strconv.Itoa(int(one.Port))] = strconv.Itoa(int(one.HostPort))
+		}
+	}
+	return out
+}

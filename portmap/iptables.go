@@ -1,0 +1,288 @@
+package portmap
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"os/exec"
+	"slices"
+	"strings"
+	"sync"
+)
+
+// IPTables is the Mapper on the host's own iptables and ip6tables programs, of
+// either variant, version 1.8.0 or newer: for hosts without nftables.
+//
+// It costs what iptables costs. A new flow is compared with one rule after the
+// other, a range being one rule; a change is one process of iptables-restore a
+// family, which sends the endpoint's rules at once; Check and List read whole
+// tables. A change is atomic within a table (nat, filter) but not across
+// tables, nor across IPv4 and IPv6: one that fails half-way is taken back.
+//
+// All rules are in chains PORTOLAN-*. Outside are only the jumps to them from
+// the built-in chains: first in each, but in FORWARD after that to DOCKER-USER,
+// where an administrator's rules come first, and last in FORWARD for Guard.
+type IPTables struct {
+	log *slog.Logger
+
+	mu    sync.Mutex   // guards below
+	tools []*iptTool   // IPv4, and IPv6 where the kernel has it
+	have  []iptRuleset // what each tool's side of the kernel should hold
+	iptMirror
+}
+
+// IPTablesConfig is for NewIPTables. The zero value is right for most hosts.
+type IPTablesConfig struct {
+	Log  *slog.Logger // nil is silent
+	IPv4 string       // the program; default iptables, in PATH
+	IPv6 string       // the program; default ip6tables, in PATH
+}
+
+// iptMirror is what the rules are made of.
+type iptMirror struct {
+	nets           map[string]Network
+	pubs           map[string]Publication // by endpoint
+	held           portIndex              // owners are endpoints
+	guard4, guard6 bool
+	uplinks        []string // bridges that lead to a LAN
+	foreign        []string // interfaces that lead to other drivers' containers; + is any ending
+}
+
+var _ Mapper = (*IPTables)(nil)
+
+// NewIPTables finds the programs. Nothing in the kernel changes before Load or
+// AddNetwork. The error wraps exec.ErrNotFound where a program is missing;
+// ip6tables is not needed where the kernel has no IPv6.
+func NewIPTables(cfg IPTablesConfig) (*IPTables, error) {
+	m := &IPTables{log: cfg.Log, iptMirror: iptMirror{
+		nets: map[string]Network{}, pubs: map[string]Publication{}, held: portIndex{},
+	}}
+	if m.log == nil {
+		m.log = slog.New(slog.DiscardHandler)
+	}
+	t, err := openIPT(true, cfg.IPv4)
+	if err != nil {
+		return nil, err
+	}
+	m.tools = append(m.tools, t)
+	if iptHasIPv6() {
+		if t, err = openIPT(false, cfg.IPv6); err != nil {
+			return nil, err
+		}
+		m.tools = append(m.tools, t)
+	} else {
+		m.log.Info("no IPv6 in the kernel: rules are for IPv4 only")
+	}
+	m.have = make([]iptRuleset, len(m.tools))
+	return m, nil
+}
+
+// clone is a copy to change, and to keep if the kernel takes it.
+func (m *iptMirror) clone() *iptMirror {
+	next := *m
+	next.nets, next.pubs, next.held = maps.Clone(m.nets), maps.Clone(m.pubs), portIndex{}
+	for k, spans := range m.held {
+		next.held[k] = slices.Clone(spans)
+	}
+	return &next
+}
+
+// commitLocked makes the kernel what next says, and then the mirror. After an
+// error both are as they were, as near as can be. With anew, nothing is taken
+// for granted about what the kernel holds.
+func (m *IPTables) commitLocked(next *iptMirror, anew bool) error {
+	var err error
+	plans := make([]iptRuleset, len(m.tools))
+	for i, t := range m.tools {
+		plans[i] = iptPlan(t.is4, next)
+		if anew {
+			err = t.sync(plans[i])
+		} else {
+			err = t.change(m.have[i], plans[i])
+		}
+		if err == nil {
+			continue
+		}
+		for k := range i + 1 {
+			if undo := m.tools[k].sync(m.have[k]); undo != nil {
+				err = errors.Join(err, fmt.Errorf("put the old rules back: %w", undo))
+			}
+		}
+		return err
+	}
+	m.have, m.iptMirror = plans, *next
+	return nil
+}
+
+// Load implements Mapper.
+func (m *IPTables) Load(nets []Network, pubs []Publication) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	next := &iptMirror{nets: map[string]Network{}, pubs: map[string]Publication{}, held: portIndex{}, guard4: m.guard4, guard6: m.guard6}
+	for _, n := range nets {
+		if err := next.addNetwork(n); err != nil {
+			return err
+		}
+	}
+	for _, p := range pubs {
+		if err := next.publish(p); err != nil {
+			return err
+		}
+	}
+	next.readBridges()
+	if err := m.commitLocked(next, true); err != nil {
+		return fmt.Errorf("load iptables rules: %w", err)
+	}
+	return nil
+}
+
+// AddNetwork implements Mapper.
+func (m *IPTables) AddNetwork(n Network) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	next := m.clone()
+	if err := next.addNetwork(n); err != nil {
+		return err
+	}
+	next.readBridges()
+	if err := m.commitLocked(next, false); err != nil {
+		return fmt.Errorf("add network %.12s to iptables: %w", n.ID, err)
+	}
+	return nil
+}
+
+// RemoveNetwork implements Mapper. What Guard set goes with the last network
+// and comes back with the next.
+func (m *IPTables) RemoveNetwork(id string) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if _, known := m.nets[id]; !known {
+		return nil
+	}
+	next := m.clone()
+	delete(next.nets, id)
+	for ep, p := range m.pubs {
+		if p.Network == id {
+			next.leave(ep)
+		}
+	}
+	if err := m.commitLocked(next, false); err != nil {
+		return fmt.Errorf("remove network %.12s from iptables: %w", id, err)
+	}
+	return nil
+}
+
+// Map implements Mapper.
+func (m *IPTables) Map(p Publication) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	next := m.clone()
+	next.leave(p.Endpoint)
+	if err := next.publish(p); err != nil {
+		return err
+	}
+	if err := m.commitLocked(next, false); err != nil {
+		return fmt.Errorf("map ports of endpoint %.12s: %w", p.Endpoint, err)
+	}
+	return nil
+}
+
+// Unmap implements Mapper.
+func (m *IPTables) Unmap(endpoint string) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if _, known := m.pubs[endpoint]; !known {
+		return nil
+	}
+	next := m.clone()
+	next.leave(endpoint)
+	if err := m.commitLocked(next, false); err != nil {
+		return fmt.Errorf("unmap ports of endpoint %.12s: %w", endpoint, err)
+	}
+	return nil
+}
+
+// Guard implements Mapper.
+func (m *IPTables) Guard(ipv4, ipv6 bool) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	next := m.clone()
+	next.guard4, next.guard6 = ipv4, ipv6
+	if err := m.commitLocked(next, false); err != nil {
+		return fmt.Errorf("set iptables forward guard: %w", err)
+	}
+	return nil
+}
+
+// Check implements Mapper. It counts rules; it does not read them, as every
+// version of iptables prints some of them in words of its own.
+func (m *IPTables) Check() (repaired bool, err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if len(m.nets) == 0 {
+		return false, nil
+	}
+	next := m.clone()
+	next.readBridges()
+	for i, t := range m.tools {
+		have, err := t.read()
+		if err != nil {
+			return false, fmt.Errorf("check iptables rules: %w", err)
+		}
+		if len(iptJumpEdits(have, m.have[i])) > 0 || !have.ours().sameSize(m.have[i]) {
+			repaired = true
+		}
+	}
+	if err := m.commitLocked(next, repaired); err != nil {
+		return false, fmt.Errorf("repair iptables rules: %w", err)
+	}
+	if repaired {
+		m.log.Warn("iptables rules were missing and are back", "networks", len(m.nets), "endpoints", len(m.pubs))
+	}
+	return repaired, nil
+}
+
+func (r iptRuleset) sameSize(other iptRuleset) bool {
+	return maps.EqualFunc(r, other, func(a, b []string) bool { return len(a) == len(b) })
+}
+
+// Close implements Mapper.
+func (m *IPTables) Close() error { return nil }
+
+// CleanupIPTables removes every rule and chain of ours in both families, by the
+// programs of that name in PATH. Where there is no such program, there is
+// nothing to do.
+func CleanupIPTables() error {
+	var errs []error
+	for _, is4 := range []bool{true, false} {
+		t, err := openIPT(is4, "")
+		if errors.Is(err, exec.ErrNotFound) || !is4 && !iptHasIPv6() {
+			continue
+		}
+		if err == nil {
+			err = t.sync(nil)
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("remove iptables chains %s*: %w", iptPrefix, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// addNetwork refuses names that would be something else in a rule.
+func (m *iptMirror) addNetwork(n Network) error {
+	for _, name := range append([]string{n.Bridge}, n.Trusted...) {
+		if name == "" || len(name) > 15 || strings.ContainsFunc(name, iptUnsafe) {
+			return fmt.Errorf("add network %.12s to iptables: bad interface name %q", n.ID, name)
+		}
+	}
+	m.nets[n.ID] = n
+	return nil
+}
+
+// iptUnsafe says whether a letter in a name may end or change a word of a rule:
+// + at the end of an interface's name is a pattern.
+func iptUnsafe(r rune) bool {
+	return r <= ' ' || r > '~' || strings.ContainsRune("\"'\\+!", r)
+}

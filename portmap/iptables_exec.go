@@ -1,0 +1,163 @@
+package portmap
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/coreos/go-iptables/iptables"
+)
+
+// IPTablesError is a run of one of the iptables programs that failed. It wraps
+// the errno that the program's text stands for, or what exec says.
+type IPTablesError struct {
+	Args   []string // the program and its arguments
+	Stderr string   // what it said, in one line
+	Err    error
+}
+
+func (e *IPTablesError) Error() string {
+	if e.Stderr == "" {
+		return fmt.Sprintf("run %s: %v", strings.Join(e.Args, " "), e.Err)
+	}
+	return fmt.Sprintf("run %s: %s", strings.Join(e.Args, " "), e.Stderr)
+}
+
+func (e *IPTablesError) Unwrap() error { return e.Err }
+
+// iptTexts are the texts of iptables 1.8, both variants, that stand for an
+// errno; they are not translated.
+var iptTexts = []struct {
+	text  string
+	errno syscall.Errno
+}{
+	{"Permission denied", syscall.EPERM},
+	{"Operation not permitted", syscall.EPERM},
+	{"No chain/target/match by that name", syscall.ENOENT},
+	{"No such file or directory", syscall.ENOENT},
+	{"does not exist", syscall.ENOENT},
+	{"Device or resource busy", syscall.EBUSY},
+	{"Resource temporarily unavailable", syscall.EAGAIN},
+	{"xtables lock", syscall.EAGAIN},
+}
+
+// newIPTError is where a program's text becomes an error.
+func newIPTError(args []string, stderr string, err error) error {
+	stderr = strings.Join(strings.Fields(stderr), " ")
+	for _, t := range iptTexts {
+		if strings.Contains(stderr, t.text) {
+			return &IPTablesError{args, stderr, t.errno}
+		}
+	}
+	return &IPTablesError{args, stderr, err}
+}
+
+// iptExec runs a program and returns what it prints.
+type iptExec func(stdin string, args ...string) (stdout string, err error)
+
+// iptLockWait is how long a program waits for the lock of the legacy variant,
+// which all of them share, and iptRunWait how long it may take in all: ten
+// thousand rules are a second's work.
+const (
+	iptLockWait = 10 * time.Second
+	iptRunWait  = time.Minute
+)
+
+func iptRun(stdin string, args ...string) (string, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), iptRunWait)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
+	cmd.Env = append(cmd.Environ(), "LC_ALL=C")
+	var stdout, stderr bytes.Buffer
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(stdin), &stdout, &stderr
+	if err := cmd.Run(); err != nil {
+		return "", newIPTError(args, stderr.String(), err)
+	}
+	return stdout.String(), nil
+}
+
+// iptTool is the programs of one family.
+type iptTool struct {
+	is4  bool
+	path string // of iptables or ip6tables; -restore is beside it
+	one  iptOneRule
+	run  iptExec
+}
+
+// iptOneRule is the part of go-iptables that changes rules of built-in chains.
+type iptOneRule interface {
+	Insert(table, chain string, pos int, rulespec ...string) error
+	Append(table, chain string, rulespec ...string) error
+	Delete(table, chain string, rulespec ...string) error
+}
+
+// iptHasIPv6 says whether the kernel has IPv6 at all; without, ip6tables fails.
+func iptHasIPv6() bool {
+	_, err := os.Stat("/proc/net/if_inet6")
+	return err == nil
+}
+
+// openIPT finds the programs of one family.
+func openIPT(is4 bool, path string) (*iptTool, error) {
+	family, program := iptables.ProtocolIPv6, "ip6tables"
+	if is4 {
+		family, program = iptables.ProtocolIPv4, "iptables"
+	}
+	path, err := exec.LookPath(cmp.Or(path, program))
+	if err != nil {
+		return nil, fmt.Errorf("find iptables: %w", err)
+	}
+	ipt, err := iptables.New(iptables.IPFamily(family), iptables.Path(path), iptables.Timeout(int(iptLockWait.Seconds())))
+	if err != nil {
+		return nil, fmt.Errorf("find iptables: %w", err)
+	}
+	// DNAT of a range that keeps its order came with 1.8.
+	if a, b, c := ipt.GetIptablesVersion(); a < 1 || a == 1 && b < 8 {
+		return nil, fmt.Errorf("%s is version %d.%d.%d: 1.8.0 or newer is needed", path, a, b, c)
+	}
+	return &iptTool{is4: is4, path: path, one: ipt, run: iptRun}, nil
+}
+
+// iptWait is iptLockWait as the programs want it.
+func iptWait() string { return strconv.Itoa(int(iptLockWait.Seconds())) }
+
+// restore applies text of iptables-restore's syntax; each table's part is one
+// transaction. Chains that it does not name stay as they are.
+func (t *iptTool) restore(text string) error {
+	if text == "" {
+		return nil
+	}
+	_, err := t.run(text, t.path+"-restore", "--noflush", "-w", iptWait())
+	return err
+}
+
+func (t *iptTool) insert(j iptJump, pos int) error {
+	return iptWrap(t.one.Insert(j.table, j.from, pos, "-j", j.to))
+}
+
+func (t *iptTool) append(j iptJump) error {
+	return iptWrap(t.one.Append(j.table, j.from, "-j", j.to))
+}
+
+func (t *iptTool) delete(j iptJump) error {
+	return iptWrap(t.one.Delete(j.table, j.from, "-j", j.to))
+}
+
+// iptWrap makes an error of go-iptables one of ours.
+func iptWrap(err error) error {
+	if err == nil {
+		return nil
+	}
+	if e, ok := errors.AsType[*iptables.Error](err); ok {
+		return newIPTError([]string{"iptables"}, e.Error(), e)
+	}
+	return newIPTError([]string{"iptables"}, "", err)
+}

@@ -1,0 +1,325 @@
+package portmap
+
+import (
+	"cmp"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+)
+
+// iptPrefix begins the name of every chain of ours. A name has at most 28
+// letters, an interface's 15.
+const iptPrefix = "PORTOLAN-"
+
+// iptChain is a chain of one family's rules.
+type iptChain struct{ table, name string }
+
+// iptRuleset is our chains of one family with their rules, each as `iptables
+// -S` prints it, without "-A" and the chain's name.
+type iptRuleset map[iptChain][]string
+
+func (r iptRuleset) add(table, name string, rules ...string) {
+	c := iptChain{table, iptPrefix + name}
+	r[c] = append(r[c], rules...)
+}
+
+// String is the rules as `iptables -S` prints them, by table and chain.
+func (r iptRuleset) String() string {
+	var b strings.Builder
+	for _, c := range r.chains() {
+		fmt.Fprintf(&b, "# %s\n-N %s\n", c.table, c.name)
+		for _, rule := range r[c] {
+			fmt.Fprintf(&b, "-A %s %s\n", c.name, rule)
+		}
+	}
+	return b.String()
+}
+
+func (r iptRuleset) chains() []iptChain {
+	return slices.SortedFunc(maps.Keys(r), func(a, b iptChain) int {
+		return cmp.Or(cmp.Compare(a.table, b.table), cmp.Compare(a.name, b.name))
+	})
+}
+
+// iptJump is the rule of a built-in chain that leads to a chain of ours.
+type iptJump struct{ table, from, to string }
+
+// iptJumps are all that there can be; one is wanted if its chain is.
+var iptJumps = [...]iptJump{
+	{"raw", "PREROUTING", iptPrefix + "RAW"},
+	{"nat", "PREROUTING", iptPrefix + "PREROUTING"},
+	{"nat", "OUTPUT", iptPrefix + "OUTPUT"},
+	{"nat", "POSTROUTING", iptPrefix + "POSTROUTING"},
+	{"filter", "INPUT", iptPrefix + "INPUT"},
+	{"filter", "OUTPUT", iptPrefix + "OUTPUT"},
+	{"filter", "FORWARD", iptPrefix + "FORWARD"},
+	{"filter", "FORWARD", iptPrefix + "GUARD"},
+}
+
+func (r iptRuleset) wants(j iptJump) bool {
+	_, ok := r[iptChain{j.table, j.to}]
+	return ok
+}
+
+const (
+	iptDNATed      = "-m conntrack --ctstate DNAT "
+	iptEstablished = "-m conntrack --ctstate RELATED,ESTABLISHED "
+)
+
+// iptPlan is all of our rules of one family: nothing without a network.
+func iptPlan(is4 bool, m *iptMirror) iptRuleset {
+	r := iptRuleset{}
+	if len(m.nets) == 0 {
+		return r
+	}
+	iptPlanBase(is4, r)
+	nets := slices.SortedFunc(maps.Values(m.nets), func(a, b Network) int { return cmp.Compare(a.ID, b.ID) })
+	// An internal network is closed before anything else may accept.
+	for _, n := range nets {
+		if n.Internal {
+			r.add("filter", "FORWARD",
+				fmt.Sprintf("-i %s ! -o %s -j DROP", n.Bridge, n.Bridge),
+				fmt.Sprintf("! -i %s -o %s -j DROP", n.Bridge, n.Bridge))
+		}
+	}
+	for _, n := range nets {
+		r.add("filter", "FORWARD", fmt.Sprintf("-o %s -j %sIN-%s", n.Bridge, iptPrefix, n.Bridge))
+	}
+	for _, n := range nets {
+		r.add("filter", "FORWARD", fmt.Sprintf("-i %s -j %sOUT-%s", n.Bridge, iptPrefix, n.Bridge))
+		iptPlanNetwork(is4, r, n, m)
+	}
+	// Every packet to this host passes INPUT; what was let in once is not looked
+	// at again.
+	r.add("filter", "INPUT", iptEstablished+"-j RETURN")
+	pubs := slices.SortedFunc(maps.Values(m.pubs), func(a, b Publication) int { return cmp.Compare(a.Endpoint, b.Endpoint) })
+	for _, p := range pubs {
+		iptPlanEndpoint(is4, r, p, m.nets[p.Network])
+	}
+	for _, n := range nets { // last: whatever is not open by then is closed
+		r.add("filter", "IN-"+n.Bridge, "-j DROP")
+	}
+	if (is4 && m.guard4) || (!is4 && m.guard6) {
+		r.add("filter", "GUARD", iptEstablished+"-j ACCEPT", "-j DROP")
+	}
+	return r
+}
+
+// iptPlanBase is what is there for all networks together.
+func iptPlanBase(is4 bool, r iptRuleset) {
+	if is4 {
+		// The bridges have route_localnet, so that localhost may be translated
+		// to them; nobody else may speak to 127.0.0.0/8.
+		r.add("raw", "RAW", "-d 127.0.0.0/8 ! -i lo -j DROP")
+		r.add("nat", "PREROUTING", "-d 127.0.0.0/8 -j RETURN")
+		r.add("nat", "OUTPUT")
+	} else {
+		for _, chain := range []string{"PREROUTING", "OUTPUT"} {
+			r.add("nat", chain, "-s fe80::/10 -j RETURN", "-d fe80::/10 -j RETURN", "-d ::1/128 -j RETURN")
+		}
+	}
+	for _, chain := range []string{"PREROUTING", "OUTPUT"} {
+		r.add("nat", chain, "-m addrtype --dst-type LOCAL -j "+iptPrefix+"DNAT")
+	}
+	r.add("nat", "DNAT")
+	r.add("nat", "POSTROUTING")
+	r.add("filter", "FORWARD")
+	r.add("filter", "OUTPUT")
+	r.add("filter", "INPUT", "-i lo -j RETURN")
+	// The place of counters, limits and allow-lists: NAT sees only the first
+	// packet of a flow, these see all of them.
+	r.add("filter", "PORTS")
+	r.add("filter", "PORTS-LOCAL")
+}
+
+// iptPlanNetwork is a network's rules, but for the last one of its chain IN.
+func iptPlanNetwork(is4 bool, r iptRuleset, n Network, m *iptMirror) {
+	subnet, snat, mode := n.Subnet6, n.SNAT6, n.Mode6
+	echo := "-p ipv6-icmp -m icmp6 --icmpv6-type 128 -j ACCEPT"
+	if is4 {
+		subnet, snat, mode = n.Subnet4, n.SNAT4, n.Mode4
+		echo = "-p icmp -m icmp --icmp-type 8 -j ACCEPT"
+	}
+	in, out := "IN-"+n.Bridge, "OUT-"+n.Bridge
+	same := "ACCEPT"
+	if n.NoICC {
+		same = "DROP"
+	}
+	if n.Internal {
+		r.add("filter", in, fmt.Sprintf("-i %s -j %s", n.Bridge, same))
+		r.add("filter", out, "-j DROP")
+		return
+	}
+
+	toPorts := "-j " + iptPrefix + "PORTS"
+	r.add("filter", in, iptDNATed+toPorts, iptEstablished+"-j ACCEPT", iptDNATed+"-j ACCEPT",
+		fmt.Sprintf("-i %s -j %s", n.Bridge, same))
+	for _, name := range n.Trusted {
+		r.add("filter", in, fmt.Sprintf("-i %s -j ACCEPT", name))
+	}
+	switch mode {
+	case ModeNATUnprotected:
+		r.add("filter", in, "-j ACCEPT")
+	case ModeRouted:
+		r.add("filter", in, echo)
+	}
+
+	// Into the bridge of another driver nothing is accepted here: whose
+	// containers those are has rules of its own.
+	r.add("filter", out, iptDNATed+toPorts, iptEstablished+"-j ACCEPT")
+	if subnet.IsValid() {
+		for _, name := range m.uplinks {
+			r.add("filter", out, fmt.Sprintf("-s %s -o %s -j ACCEPT", subnet.Masked(), name))
+		}
+		for _, name := range m.foreign {
+			r.add("filter", out, fmt.Sprintf("-o %s -j RETURN", name))
+		}
+		r.add("filter", out, fmt.Sprintf("-s %s -j ACCEPT", subnet.Masked()))
+	}
+	r.add("filter", out, "-j DROP")
+
+	local := iptDNATed + toPorts + "-LOCAL"
+	r.add("filter", "INPUT", fmt.Sprintf("-i %s %s", n.Bridge, local))
+	r.add("filter", "OUTPUT", fmt.Sprintf("-o %s %s", n.Bridge, local))
+
+	if is4 {
+		r.add("nat", "POSTROUTING", fmt.Sprintf("-s 127.0.0.0/8 -o %s -j MASQUERADE", n.Bridge))
+	}
+	if !subnet.IsValid() {
+		return
+	}
+	// Hairpin, by addresses: a bridged packet has no input interface here.
+	r.add("nat", "POSTROUTING", fmt.Sprintf("-s %s -d %s %s-j MASQUERADE", subnet.Masked(), subnet.Masked(), iptDNATed))
+	if n.NoMasquerade || mode == ModeRouted {
+		return
+	}
+	source := "MASQUERADE"
+	if snat.IsValid() {
+		source = "SNAT --to-source " + snat.String()
+	}
+	r.add("nat", "POSTROUTING", fmt.Sprintf("-s %s ! -o %s -j %s", subnet.Masked(), n.Bridge, source))
+}
+
+// iptPlanEndpoint is what one endpoint publishes, in chains of its own.
+func iptPlanEndpoint(is4 bool, r iptRuleset, p Publication, n Network) {
+	id := iptShortID(p.Endpoint)
+	routed := p.Routed6
+	if is4 {
+		routed = p.Routed4
+	}
+	var dnat, open, refuse []string
+	for _, m := range p.Mappings {
+		if (is4 && p.NAT4(m)) || (!is4 && p.NAT6(m)) {
+			dnat = append(dnat, iptDNATRule(is4, p, m))
+		}
+		if routed {
+			open = append(open, iptOpenRules(is4, p, m)...)
+		}
+		refuse = append(refuse, iptRefuseRules(is4, p, m)...)
+	}
+	if len(dnat) > 0 {
+		r.add("nat", "DNAT-"+id, dnat...)
+		r.add("nat", "DNAT", "-j "+iptPrefix+"DNAT-"+id)
+	}
+	if len(open) > 0 && !n.Internal {
+		r.add("filter", "OPEN-"+id, open...)
+		r.add("filter", "IN-"+n.Bridge, "-j "+iptPrefix+"OPEN-"+id)
+	}
+	if len(refuse) > 0 {
+		r.add("filter", "REFUSE-"+id, refuse...)
+		r.add("filter", "INPUT", "-j "+iptPrefix+"REFUSE-"+id)
+	}
+}
+
+// iptShortID names an endpoint's chains: the first twelve letters of an ID of
+// the engine, as its own command line prints it.
+func iptShortID(endpoint string) string {
+	if b, err := hex.DecodeString(endpoint); err == nil && len(b) == 32 {
+		return strings.ToLower(endpoint[:12])
+	}
+	sum := sha256.Sum256([]byte(endpoint))
+	return hex.EncodeToString(sum[:6])
+}
+
+// iptPorts matches a closed range of destination ports.
+func iptPorts(p Proto, first, last uint16) string {
+	if first == last {
+		return fmt.Sprintf("-p %s -m %s --dport %d ", p, p, first)
+	}
+	return fmt.Sprintf("-p %s -m %s --dport %d:%d ", p, p, first, last)
+}
+
+func iptTo(m Mapping) string {
+	if m.Wildcard() {
+		return ""
+	}
+	return fmt.Sprintf("-d %s ", netip.PrefixFrom(m.HostIP, m.HostIP.BitLen()))
+}
+
+func iptComment(endpoint string) string { return "-m comment --comment " + endpoint + " " }
+
+// iptDNATRule translates a mapping. Where the numbers are equal, the port is
+// left as it is; a shifted range keeps its order by "/", the host port that
+// the first container port stands for.
+func iptDNATRule(is4 bool, p Publication, m Mapping) string {
+	to := p.IPv4.String()
+	if !is4 {
+		to = p.IPv6.String()
+	}
+	if m.Shifted() {
+		if !is4 {
+			to = "[" + to + "]"
+		}
+		to = fmt.Sprintf("%s:%d", to, m.Port)
+		if m.Len() > 1 {
+			to = fmt.Sprintf("%s-%d/%d", to, m.PortEnd(), m.HostPort)
+		}
+	}
+	return iptTo(m) + iptPorts(m.Proto, m.HostPort, m.HostPortEnd) + iptComment(p.Endpoint) + "-j DNAT --to-destination " + to
+}
+
+// iptOpenRules open a container port of a routed network at the container's
+// own address.
+func iptOpenRules(is4 bool, p Publication, m Mapping) []string {
+	addr, meant := p.IPv6, m.Is6()
+	if is4 {
+		addr, meant = p.IPv4, m.Is4()
+	}
+	if !meant || !addr.IsValid() {
+		return nil
+	}
+	match := fmt.Sprintf("-d %s %s%s", netip.PrefixFrom(addr, addr.BitLen()), iptPorts(m.Proto, m.Port, m.PortEnd()), iptComment(p.Endpoint))
+	return []string{match + "-j " + iptPrefix + "PORTS", match + "-j ACCEPT"}
+}
+
+// iptRefuseRules refuse clients of other hosts that would reach the reserved
+// socket, where the proxy serves this host's own clients only. IPv4 broadcast
+// and multicast are not refused: a wildcard UDP port always serves them.
+func iptRefuseRules(is4 bool, p Publication, m Mapping) []string {
+	if p.ProxyRemote || m.Proto == SCTP || m.HostIP.IsLoopback() {
+		return nil
+	}
+	with, local := "icmp6-port-unreachable", ""
+	if is4 {
+		with, local = "icmp-port-unreachable", "-m addrtype --dst-type LOCAL "
+	}
+	if m.Proto == TCP {
+		with = "tcp-reset"
+	}
+	rest := iptPorts(m.Proto, m.HostPort, m.HostPortEnd) + iptComment(p.Endpoint) + local + "-j REJECT --reject-with " + with
+	switch {
+	case is4 && m.Is4() && !p.Routed4 && !p.NAT4(m), !is4 && m.Is6() && !p.Routed6 && !p.NAT6(m):
+		return []string{iptTo(m) + rest}
+	case is4 || !p.NAT6(m):
+		return nil
+	case m.Wildcard():
+		return []string{"-s fe80::/10 " + rest, "-d fe80::/10 " + rest}
+	case m.HostIP.IsLinkLocalUnicast():
+		return []string{iptTo(m) + rest}
+	}
+	return []string{"-s fe80::/10 " + iptTo(m) + rest} // -s comes first in the kernel's own words
+}

@@ -1,0 +1,27 @@
+package portmap
+
+import (
+	"context"
+	"os"
+	"os/exec"
+	"strings"
+	"time"
+)
+
+// legacyDocker says whether Docker keeps its chains in iptables-legacy, whose
+// tables are apart from nftables: a rule of ours in DOCKER-USER has to be set
+// with the same tool. The kernel does not list legacy chains by netlink, so the
+// host's own program is asked, where there is one.
+func legacyDocker() bool {
+	names, err := os.ReadFile("/proc/net/ip_tables_names")
+	if err != nil || !strings.Contains(string(names), "filter") {
+		return false
+	}
+	path, err := exec.LookPath("iptables-legacy")
+	if err != nil {
+		return false
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	return exec.CommandContext(ctx, path, "-w", "5", "-n", "-L", DockerUserChain).Run() == nil
+}

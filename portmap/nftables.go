@@ -1,0 +1,273 @@
+package portmap
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/google/nftables"
+)
+
+// NFTables is the Mapper on nftables, over netlink, without the nft program.
+//
+// Every call is one transaction, and costs the same with one and with 65,535
+// published ports: ports are elements of maps. All of it is in the table inet
+// portolan, which the kernel keeps from everybody else where it can (Linux 6.9).
+// The one rule outside is that of dockerUser.
+type NFTables struct {
+	log    *slog.Logger
+	docker *dockerUser
+
+	mu    sync.Mutex // guards below
+	conn  *nftConn
+	owned bool
+	base  bool // the table and planBase stand
+	gen   uint32
+
+	nftMirror
+	guard4, guard6 bool
+	uplinks        []string
+	uplinksRead    time.Time
+}
+
+// nftMirror is what the kernel has of ours.
+type nftMirror struct {
+	nets  map[string]Network
+	pubs  map[string]Publication // by endpoint
+	held  portIndex              // owners are endpoints
+	hosts map[netip.Addr]int     // mappings that name a host address
+}
+
+func newNFTMirror() nftMirror {
+	return nftMirror{map[string]Network{}, map[string]Publication{}, portIndex{}, map[netip.Addr]int{}}
+}
+
+var _ Mapper = (*NFTables)(nil)
+
+// NewNFTables opens the netlink socket. Nothing in the kernel changes before
+// Load or AddNetwork. A nil logger is silent.
+func NewNFTables(log *slog.Logger) (*NFTables, error) {
+	conn, err := openNFT()
+	if err != nil {
+		return nil, err
+	}
+	if _, err := conn.ListTables(); err != nil {
+		_ = conn.CloseLasting()
+		return nil, fmt.Errorf("list nftables tables: %w", err)
+	}
+	return &NFTables{
+		log: orDiscard(log), docker: newDockerUser(conn.Conn, orDiscard(log)),
+		conn: conn, nftMirror: newNFTMirror(),
+	}, nil
+}
+
+func orDiscard(log *slog.Logger) *slog.Logger {
+	if log == nil {
+		return slog.New(slog.DiscardHandler)
+	}
+	return log
+}
+
+// Load implements Mapper in one transaction.
+func (m *NFTables) Load(nets []Network, pubs []Publication) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	old := m.nftMirror
+	m.nftMirror = newNFTMirror()
+	for _, n := range nets {
+		m.nets[n.ID] = n
+	}
+	for _, p := range pubs {
+		if err := m.admit(p); err != nil {
+			m.nftMirror = old
+			return err
+		}
+	}
+	if err := m.rebuildLocked(); err != nil {
+		m.nftMirror = old
+		return fmt.Errorf("load nftables rules: %w", err)
+	}
+	return nil
+}
+
+// rebuildLocked makes the kernel what the mirror says, from nothing.
+func (m *NFTables) rebuildLocked() error {
+	if len(m.nets) == 0 {
+		return m.removeTableLocked()
+	}
+	owned, err := m.conn.own()
+	if err != nil {
+		return err
+	}
+	m.owned = owned
+	if err := m.conn.clear(); err != nil {
+		return err
+	}
+	if err := m.conn.add(planBase()); err != nil {
+		return err
+	}
+	m.conn.addRules("guard", planGuard(m.guard4, m.guard6))
+	for _, n := range m.nets {
+		if err := m.conn.add(planNetwork(n)); err != nil {
+			return err
+		}
+	}
+	for a := range m.hosts {
+		if err := m.conn.add(planHost(a)); err != nil {
+			return err
+		}
+	}
+	m.uplinks, m.uplinksRead = uplinkBridges(), time.Now()
+	es := slices.Collect(m.allElements())
+	if err := m.conn.addElems(es); err != nil {
+		return err
+	}
+	if err := m.conn.Flush(); err != nil {
+		return err
+	}
+	m.base = true
+	return m.settleLocked()
+}
+
+// settleLocked follows every change: the rule in DOCKER-USER, and the
+// generation that Check compares.
+func (m *NFTables) settleLocked() error {
+	_, err := m.docker.ensure(len(m.nets) > 0)
+	m.gen = m.generation()
+	return err
+}
+
+func (m *NFTables) removeTableLocked() error {
+	tables, err := m.conn.ListTables()
+	if err != nil {
+		return fmt.Errorf("list nftables tables: %w", err)
+	}
+	if slices.ContainsFunc(tables, func(t *nftables.Table) bool {
+		return t.Name == Table && t.Family == nftables.TableFamilyINet
+	}) {
+		// An orphan has to be taken over before it can be deleted.
+		if _, err := m.conn.own(); err != nil {
+			return err
+		}
+		m.conn.DelTable(m.conn.table)
+		if err := m.conn.Flush(); err != nil {
+			return fmt.Errorf("delete nftables table %s: %w", Table, err)
+		}
+	}
+	m.base = false
+	clear(m.conn.sets)
+	return m.settleLocked()
+}
+
+// AddNetwork implements Mapper.
+func (m *NFTables) AddNetwork(n Network) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	old, known := m.nets[n.ID]
+	if !m.base {
+		m.nets[n.ID] = n
+		if err := m.rebuildLocked(); err != nil {
+			delete(m.nets, n.ID)
+			return fmt.Errorf("add network %.12s to nftables: %w", n.ID, err)
+		}
+		return nil
+	}
+	err := func() error {
+		if known {
+			if err := m.conn.delElems(networkElements(old)); err != nil {
+				return err
+			}
+			m.conn.remove(planNetwork(old))
+		}
+		if err := m.conn.add(planNetwork(n)); err != nil {
+			return err
+		}
+		if err := m.conn.addElems(networkElements(n)); err != nil {
+			return err
+		}
+		return m.conn.Flush()
+	}()
+	if err != nil {
+		return fmt.Errorf("add network %.12s to nftables: %w", n.ID, err)
+	}
+	m.nets[n.ID] = n
+	return errors.Join(m.refreshUplinksLocked(), m.settleLocked())
+}
+
+// RemoveNetwork implements Mapper.
+func (m *NFTables) RemoveNetwork(id string) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	n, known := m.nets[id]
+	if !known {
+		return nil
+	}
+	for ep, p := range m.pubs {
+		if p.Network == id {
+			if err := m.replaceLocked(Publication{Target: Target{Endpoint: ep}}); err != nil {
+				return err
+			}
+		}
+	}
+	if len(m.nets) == 1 {
+		delete(m.nets, id)
+		if err := m.removeTableLocked(); err != nil {
+			m.nets[id] = n
+			return err
+		}
+		return nil
+	}
+	if err := m.conn.delElems(networkElements(n)); err != nil {
+		return err
+	}
+	m.conn.remove(planNetwork(n))
+	if err := m.conn.Flush(); err != nil {
+		return fmt.Errorf("remove network %.12s from nftables: %w", id, err)
+	}
+	delete(m.nets, id)
+	return m.settleLocked()
+}
+
+// Map implements Mapper.
+func (m *NFTables) Map(p Publication) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if _, known := m.nets[p.Network]; !known {
+		return fmt.Errorf("map ports of endpoint %.12s: no such network: %.12s", p.Endpoint, p.Network)
+	}
+	return m.replaceLocked(p)
+}
+
+// Unmap implements Mapper.
+func (m *NFTables) Unmap(endpoint string) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.replaceLocked(Publication{Target: Target{Endpoint: endpoint}})
+}
+
+// Guard implements Mapper.
+func (m *NFTables) Guard(ipv4, ipv6 bool) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.base && (m.guard4 != ipv4 || m.guard6 != ipv6) {
+		m.conn.FlushChain(&nftables.Chain{Name: "guard", Table: m.conn.table})
+		m.conn.addRules("guard", planGuard(ipv4, ipv6))
+		if err := m.conn.Flush(); err != nil {
+			return fmt.Errorf("set nftables forward guard: %w", err)
+		}
+		m.gen = m.generation()
+	}
+	m.guard4, m.guard6 = ipv4, ipv6
+	return nil
+}
+
+// Close implements Mapper.
+func (m *NFTables) Close() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.conn.CloseLasting()
+}

@@ -1,0 +1,123 @@
+package portmap
+
+import (
+	"errors"
+	"net/netip"
+	"sync/atomic"
+
+	"github.com/portolan/portolan/proxy"
+)
+
+// hostPort is one reserved host port of a sandbox and, where the kernel cannot
+// carry all that arrives there, the proxy that does.
+type hostPort struct {
+	lease
+	asked  netip.Addr             // the host address as asked for; of a mixed network one family of it is held
+	proxy  proxy.Proxy            // nil until first served
+	target atomic.Pointer[Target] // nil while nobody serves
+}
+
+// serve sends what reaches the socket to t from now on. What was on its way to
+// another target is cut.
+func (p *hostPort) serve(t Target, cfg proxy.UDPConfig) error {
+	old := p.target.Swap(&t)
+	if p.proxy != nil {
+		if old == nil || *old != t {
+			p.proxy.Reset()
+		}
+	} else if p.Proto == TCP {
+		p.proxy = proxy.ServeTCP(p.TCP, p.backend, proxy.TCPConfig{Log: cfg.Log})
+	} else {
+		p.proxy = proxy.ServeUDP(p.UDP, p.backend, cfg)
+	}
+	return p.Open()
+}
+
+// rest keeps the port and serves nobody.
+func (p *hostPort) rest() {
+	p.target.Store(nil)
+	if p.proxy == nil {
+		return
+	}
+	// With no target whatever passes the filter is refused.
+	_ = p.Shut()
+	p.proxy.Reset()
+}
+
+// backend is the container's side of what came to a local address: in the same
+// family where the container has one.
+func (p *hostPort) backend(local netip.AddrPort) (netip.AddrPort, bool) {
+	t := p.target.Load()
+	if t == nil {
+		return netip.AddrPort{}, false
+	}
+	to, other := t.IPv4, t.IPv6
+	if local.Addr().Unmap().Is6() {
+		to, other = other, to
+	}
+	if !to.IsValid() {
+		to = other
+	}
+	return netip.AddrPortFrom(to, p.Port), to.IsValid()
+}
+
+// close ends the proxy, its connections, and gives the port back.
+func (p *hostPort) close() error {
+	if p.proxy != nil {
+		return p.proxy.Close()
+	}
+	return p.Socket.Close()
+}
+
+// served says whether something that the kernel does not carry to t can reach
+// m's socket: a family that the container does not have, [::1] and link-local
+// IPv6, and broadcast to a UDP port.
+func (t Target) served(m Mapping) bool {
+	if m.Proto == SCTP {
+		return false
+	}
+	if m.Is4() && !t.Routed4 && !t.NAT4(m) || m.Is6() && !t.Routed6 && !t.NAT6(m) {
+		return true
+	}
+	return m.Wildcard() && (m.Proto == UDP || m.Is6() && !t.Routed6)
+}
+
+// serve starts, moves or stops the proxy of each of s's ports as its
+// publication needs.
+func (p *Publisher) serve(s *sandbox) {
+	cfg := proxy.UDPConfig{Idle: p.cfg.UDPIdle, Log: p.cfg.Log}
+	for _, port := range s.ports {
+		if !s.pub.served(port.Mapping) {
+			port.rest()
+			continue
+		}
+		if err := port.serve(s.pub.Target, cfg); err != nil {
+			p.cfg.Log.Warn("serve port", "port", port.Mapping, "err", err)
+		}
+	}
+}
+
+// release closes ports and forgets them.
+func (p *Publisher) release(s *sandbox, ports []*hostPort) (err error) {
+	for _, port := range ports {
+		err = errors.Join(err, port.close())
+		if port.held {
+			p.allocators[port.Proto].forget(port.Mapping, s.id)
+		}
+	}
+	return err
+}
+
+// fresh is what is in ports and not in known.
+func fresh(ports, known []*hostPort) (out []*hostPort) {
+	in := make(map[*hostPort]bool, len(known))
+	for _, port := range known {
+		in[port] = true
+	}
+	for _, port := range ports {
+		if !in[port] {
+			out = append(out, port)
+		}
+	}
+	return out
+}

@@ -1,0 +1,263 @@
+package portmap
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+)
+
+// PublisherConfig is what a Publisher needs.
+type PublisherConfig struct {
+	Mapper   Mapper
+	Reserver Reserver // nil: NewSockets
+	// UDPIdle is how long the proxy keeps a UDP flow in which nothing is sent;
+	// 0 means package proxy's default.
+	UDPIdle time.Duration
+	// SysctlDir is where net.* settings are read; "" means /proc/sys/net.
+	SysctlDir string
+	// Name describes an endpoint in an error, as "container web"; nil or ""
+	// leaves its ID.
+	Name func(endpoint string) string
+	Log  *slog.Logger // nil is silent
+}
+
+// Publisher publishes the ports of endpoints: allocator, mapper, conntrack and
+// proxy in the order that loses nothing.
+//
+// Host ports belong to a sandbox, of which one endpoint at a time publishes:
+// the one that is its gateway. When that moves, so do the ports, with their
+// numbers.
+//
+// It is safe for concurrent use; calls for one sandbox wait for one another.
+type Publisher struct {
+	cfg        PublisherConfig
+	allocators map[Proto]*Allocator
+
+	mu        sync.Mutex // guards below
+	sandboxes map[string]*sandbox
+	endpoints map[string]string // to its sandbox, as long as it publishes
+}
+
+// sandbox is the host ports of one run of a container.
+type sandbox struct {
+	id string
+
+	mu     sync.Mutex // guards below; held over the slow steps, which it orders
+	ports  []*hostPort
+	pub    Publication // the zero Publication while nothing is published
+	lost   []Mapping   // of an earlier process; taken meanwhile, tried again
+	closed bool        // released: whoever waited for mu starts over
+}
+
+// NewPublisher returns a Publisher that holds nothing.
+func NewPublisher(cfg PublisherConfig) *Publisher {
+	cfg.Log = orDiscard(cfg.Log)
+	if cfg.Reserver == nil {
+		cfg.Reserver = NewSockets(cfg.Log)
+	}
+	cfg.SysctlDir = cmp.Or(cfg.SysctlDir, "/proc/sys/net")
+	p := &Publisher{
+		cfg: cfg, allocators: map[Proto]*Allocator{},
+		sandboxes: map[string]*sandbox{}, endpoints: map[string]string{},
+	}
+	for _, proto := range Protos {
+		p.allocators[proto] = NewAllocator(proto, cfg.Reserver, cfg.SysctlDir)
+	}
+	return p
+}
+
+// lock returns the sandbox, made if it is new, with its lock held.
+func (p *Publisher) lock(id string) *sandbox {
+	for {
+		p.mu.Lock()
+		s := p.sandboxes[id]
+		if s == nil {
+			s = &sandbox{id: id}
+			p.sandboxes[id] = s
+		}
+		p.mu.Unlock()
+		s.mu.Lock()
+		if !s.closed {
+			return s
+		}
+		s.mu.Unlock()
+	}
+}
+
+// unlock gives the lock back, and forgets a sandbox that holds nothing.
+func (p *Publisher) unlock(s *sandbox) {
+	if len(s.ports) == 0 && len(s.lost) == 0 && len(s.pub.Mappings) == 0 {
+		s.closed = true
+		p.mu.Lock()
+		if p.sandboxes[s.id] == s {
+			delete(p.sandboxes, s.id)
+		}
+		p.mu.Unlock()
+	}
+	s.mu.Unlock()
+}
+
+// Publish makes bs all that t's endpoint publishes, for a sandbox, and returns
+// the mappings, sorted.
+//
+// Ports that the sandbox has already, for this endpoint or one before it, keep
+// their numbers. record is called with the mappings when the host ports are
+// reserved and before the kernel changes; its error undoes the reservation. An
+// error after it calls record once more, with what was published before. After
+// an error nothing new is held.
+//
+// The error wraps ErrBadPort, ErrPortInUse, the errno of bind(2), or what the
+// Mapper says.
+func (p *Publisher) Publish(sandboxID string, t Target, bs []PortBinding, record func([]Mapping) error) ([]Mapping, error) {
+	s := p.lock(sandboxID)
+	defer p.unlock(s)
+	wanted, err := p.reserve(s, t, bs)
+	if err != nil {
+		return nil, p.named(err)
+	}
+	old := s.pub
+	pub := Publication{t, mappingsOf(wanted)}
+	if err := record(pub.Mappings); err != nil {
+		return nil, errors.Join(err, p.release(s, fresh(wanted, s.ports)))
+	}
+	if err := p.remap(old, pub); err != nil {
+		return nil, errors.Join(err, record(old.Mappings), p.release(s, fresh(wanted, s.ports)))
+	}
+	p.claim(old.Endpoint, pub.Endpoint, s.id)
+	unwanted := fresh(s.ports, wanted)
+	s.ports, s.pub, s.lost = wanted, pub, nil
+	p.flush(old, pub)
+	p.serve(s)
+	if err := p.release(s, unwanted); err != nil {
+		p.cfg.Log.Warn("give ports back", "sandbox", s.id, "err", err)
+	}
+	return slices.Clone(pub.Mappings), nil
+}
+
+// remap takes the kernel from what the sandbox's endpoint published before to
+// what it publishes now.
+func (p *Publisher) remap(old, pub Publication) error {
+	moved := old.Endpoint != "" && old.Endpoint != pub.Endpoint
+	if moved {
+		if err := p.cfg.Mapper.Unmap(old.Endpoint); err != nil {
+			return fmt.Errorf("move ports from endpoint %.12s: %w", old.Endpoint, err)
+		}
+	}
+	err := p.cfg.Mapper.Map(pub)
+	if err != nil && moved {
+		err = errors.Join(err, p.cfg.Mapper.Map(old))
+	}
+	return err
+}
+
+// claim notes which sandbox an endpoint publishes for.
+func (p *Publisher) claim(old, now, id string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.endpoints[old] == id {
+		delete(p.endpoints, old)
+	}
+	p.endpoints[now] = id
+}
+
+// named gives a conflict between endpoints the holder's name.
+func (p *Publisher) named(err error) error {
+	c, ok := errors.AsType[*conflictError](err)
+	if !ok || c.sandbox == "" || c.own {
+		return err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for ep, id := range p.endpoints {
+		if id != c.sandbox {
+			continue
+		}
+		c.name = fmt.Sprintf("endpoint %.12s", ep)
+		if p.cfg.Name != nil {
+			if name := p.cfg.Name(ep); name != "" {
+				c.name = name + " (" + c.name + ")"
+			}
+		}
+	}
+	return err
+}
+
+// Unpublish removes the rules of an endpoint and stops serving. The host ports
+// stay with the sandbox, for the endpoint that is its gateway next. What does
+// not publish is nil: the ports may be another's by now.
+func (p *Publisher) Unpublish(endpoint string) error {
+	p.mu.Lock()
+	id, known := p.endpoints[endpoint]
+	p.mu.Unlock()
+	if !known {
+		return p.cfg.Mapper.Unmap(endpoint)
+	}
+	s := p.lock(id)
+	defer p.unlock(s)
+	return p.unpublish(s, endpoint)
+}
+
+func (p *Publisher) unpublish(s *sandbox, endpoint string) error {
+	if s.pub.Endpoint != endpoint {
+		return nil
+	}
+	old := s.pub
+	if err := p.cfg.Mapper.Unmap(endpoint); err != nil {
+		return fmt.Errorf("unpublish ports of endpoint %.12s: %w", endpoint, err)
+	}
+	p.mu.Lock()
+	delete(p.endpoints, endpoint)
+	p.mu.Unlock()
+	s.pub = Publication{}
+	s.lost = nil
+	for _, port := range s.ports {
+		port.rest()
+	}
+	p.flush(old, Publication{})
+	return nil
+}
+
+// Release gives a sandbox's host ports back, when its last endpoint has left.
+// A sandbox that is not known is nil.
+func (p *Publisher) Release(sandboxID string) error {
+	s := p.lock(sandboxID)
+	defer p.unlock(s)
+	var err error
+	if s.pub.Endpoint != "" {
+		err = p.unpublish(s, s.pub.Endpoint)
+	}
+	ports := s.ports
+	s.ports, s.lost = nil, nil
+	return errors.Join(err, p.release(s, ports))
+}
+
+// Close stops serving and closes every socket. The rules stay: what the kernel
+// carries goes on.
+func (p *Publisher) Close() error {
+	p.mu.Lock()
+	all := make([]*sandbox, 0, len(p.sandboxes))
+	for _, s := range p.sandboxes {
+		all = append(all, s)
+	}
+	p.mu.Unlock()
+	var err error
+	for _, s := range all {
+		s.mu.Lock()
+		err = errors.Join(err, p.release(s, s.ports))
+		s.ports, s.pub, s.lost, s.closed = nil, Publication{}, nil, true
+		s.mu.Unlock()
+	}
+	return err
+}
+
+// flush deletes the UDP conntrack entries that a change has made wrong. It is no
+// reason to fail: the ports are published.
+func (p *Publisher) flush(old, pub Publication) {
+	if err := flushUDP(old, pub); err != nil {
+		p.cfg.Log.Warn("delete stale UDP conntrack entries", "endpoint", pub.Endpoint, "err", err)
+	}
+}
