@@ -1,0 +1,87 @@
+# What CI and people run. `make` alone lists the targets.
+
+SHELL       := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+LDFLAGS := -s -w -X main.version=$(VERSION)
+PREFIX  ?= /usr/local
+GOARCH  ?= $(shell go env GOARCH)
+# go run by this file builds for GOARCH only where a target says so.
+unexport GOARCH
+
+# A test that starts a private engine takes dockerd and containerd from this
+# folder; the empty string means those on the PATH.
+ENGINE ?=
+
+LINTER := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.5.0
+
+NETNS := ./driver/... ./plugin/... ./portmap/... ./proxy/...
+# Everything that is neither in NETNS nor e2e.
+UNIT = $(shell go list ./... | grep -vE '/(driver|plugin|portmap|proxy|e2e)(/|$$)')
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z][a-z0-9-]*:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: build
+build: ## bin/portolan, static
+	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/portolan ./plugin
+
+.PHONY: test
+test: unit netns e2e ## everything; installs what it needs on Debian and Ubuntu
+
+.PHONY: deps
+deps: ## the tools that tests and demo need, and a running engine
+	@./scripts/deps.sh
+
+.PHONY: unit
+unit: deps ## tests that need no privilege
+	go vet ./...
+	go test -race $(UNIT)
+
+.PHONY: netns
+netns: deps ## tests in network namespaces of their own (root)
+	go test -race $(NETNS)
+
+.PHONY: e2e
+e2e: deps build ## tests against a private engine (root); ENGINE=/dir has its dockerd
+	PORTOLAN_ENGINE='$(ENGINE)' go test -count=1 -timeout 15m ./e2e/...
+
+.PHONY: lint
+lint: ## golangci-lint, pinned, built from source
+	GOBIN='$(CURDIR)/build/tools' go install $(LINTER)
+	build/tools/golangci-lint run ./...
+
+.PHONY: bench
+bench: deps build ## start, removal, memory and speed beside Docker's own bridge
+	./scripts/bench.sh
+
+.PHONY: up
+up: deps build plugin ## install the plugin here and run the demo
+	PREFIX='$(PREFIX)' ./scripts/up.sh
+
+.PHONY: down
+down: ## take away all that `make up` made
+	PREFIX='$(PREFIX)' ./scripts/down.sh
+
+.PHONY: plugin
+plugin: ## build/plugin: root filesystem and config.json; GOARCH=arm64 works
+	rm -rf build/plugin
+	mkdir -p build/plugin/rootfs/{host/proc/sys/net,run/docker/plugins,var/lib/portolan}
+	CGO_ENABLED=0 GOARCH=$(GOARCH) go build -trimpath -ldflags '$(LDFLAGS)' -o build/plugin/rootfs/portolan ./plugin
+	cp config.json build/plugin/
+
+.PHONY: plugin-push
+plugin-push: deps plugin ## push it: PLUGIN=registry/name:tag
+	@test -n '$(PLUGIN)' || { echo 'usage: make plugin-push PLUGIN=registry/name:tag' >&2; exit 2; }
+	docker plugin rm -f '$(PLUGIN)' >/dev/null 2>&1 || true
+	docker plugin create '$(PLUGIN)' build/plugin
+	docker plugin push '$(PLUGIN)'
+	docker plugin rm '$(PLUGIN)'
+
+.PHONY: clean
+clean: ## remove bin and build
+	rm -rf bin build

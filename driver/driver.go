@@ -1,0 +1,106 @@
+// Package driver is Docker's side of Portolan: a libnetwork remote driver that
+// makes networks, puts containers on them and has their ports published.
+//
+// A Driver answers the engine's calls over HTTP (Handler). A network is a Linux
+// bridge, an endpoint a veth pair between that bridge and the container; both
+// are made over netlink. Which ports an endpoint publishes is said in
+// ProgramExternalConnectivity and handed to a Publisher; the rules of a network
+// are a portmap.Mapper's. Records are in a store.Store.
+//
+// # Ownership
+//
+// Every interface made here has an alias that begins with "portolan ", and
+// nothing without one is ever changed or removed. Sysctls outside of our own
+// bridges are recorded in the store before they are set, and put back when the
+// last network that needs them goes.
+//
+// # Order
+//
+// A record is written before the kernel is changed; undo runs backwards.
+// Locks are taken in the order network, endpoint, sandbox: a network's is
+// shared by calls for its endpoints and exclusive for its making and removal; a
+// sandbox's orders what its endpoints publish. Everything here is synchronous,
+// but for the goroutine that net/http keeps for each bounded call.
+package driver
+
+import (
+	"log/slog"
+	"sync"
+
+	"github.com/portolan/portolan/internal/store"
+	"github.com/portolan/portolan/portmap"
+)
+
+// Publisher publishes ports; *portmap.Publisher is the real one.
+type Publisher interface {
+	// Publish makes bs all that t's endpoint publishes for the sandbox, whose
+	// other endpoints lose what this one takes over. It calls record with the
+	// resulting mappings after the host ports are reserved and before the
+	// kernel changes. It is idempotent; after an error nothing new is held.
+	Publish(sandbox string, t portmap.Target, bs []portmap.PortBinding, record func([]portmap.Mapping) error) ([]portmap.Mapping, error)
+	// Unpublish unmaps and stops serving what the endpoint still publishes; the
+	// reservation stays with the sandbox. Unknown IDs are nil.
+	Unpublish(endpoint string) error
+	// Release gives back the host ports of a sandbox whose last endpoint has
+	// left. Unknown sandboxes are nil.
+	Release(sandbox string) error
+	// Restore reserves what runs held, loads their mappings and nets' rules
+	// into the kernel in place of whatever is there, and serves. A port that
+	// was taken meanwhile loses only itself.
+	Restore(nets []portmap.Network, runs []portmap.Run) error
+}
+
+// Config is what a Driver needs. Store, Mapper and Publisher are required.
+type Config struct {
+	Store     *store.Store
+	Mapper    portmap.Mapper
+	Publisher Publisher
+	// SysctlDir is /proc/sys/net where it can be written; "" means there.
+	SysctlDir string
+	// IPForward: turn forwarding on where it is off. Without it, what is
+	// missing is logged.
+	IPForward bool
+	// Log is silent if nil.
+	Log *slog.Logger
+	// Version and Info are what /Portolan.Version answers.
+	Version string
+	Info    map[string]string
+}
+
+// Driver is a libnetwork remote driver. Its methods are safe for concurrent
+// use.
+type Driver struct {
+	cfg    Config
+	log    *slog.Logger
+	store  *store.Store
+	mapper portmap.Mapper
+	pub    Publisher
+	sys    sysctls
+
+	networks, endpoints, sandboxes locks
+
+	admitting  sync.Mutex // held from the checks of a new network to its record
+	forwarding sync.Mutex // orders changes of forwarding and of the guard
+
+	restoreOnce sync.Once
+	restored    chan struct{} // closed when Restore returns
+}
+
+// New returns a Driver, which changes nothing before Restore is called.
+func New(cfg Config) *Driver {
+	if cfg.SysctlDir == "" {
+		cfg.SysctlDir = defaultSysctlDir
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	return &Driver{
+		cfg:      cfg,
+		log:      cfg.Log,
+		store:    cfg.Store,
+		mapper:   cfg.Mapper,
+		pub:      cfg.Publisher,
+		sys:      sysctls{cfg.SysctlDir},
+		restored: make(chan struct{}),
+	}
+}

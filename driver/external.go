@@ -1,0 +1,161 @@
+package driver
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/portolan/portolan/internal/store"
+	"github.com/portolan/portolan/portmap"
+)
+
+// programExternal publishes the ports of the sandbox whose way out the endpoint
+// is. CreateEndpoint and Join carry them too, but not reliably, and go to
+// endpoints that are no gateway.
+func (d *Driver) programExternal(ctx context.Context, r programRequest) (nothing, error) {
+	if err := d.publish(ctx, r); err != nil {
+		return nothing{}, fmt.Errorf("publish ports of endpoint %.12s: %w", r.EndpointID, err)
+	}
+	return nothing{}, nil
+}
+
+func (d *Driver) publish(ctx context.Context, r programRequest) error {
+	bindings, err := r.Options.bindings()
+	if err != nil {
+		return err
+	}
+	exposed, err := r.Options.exposed()
+	if err != nil {
+		return err
+	}
+	release, err := d.hold(ctx, r.endpointRequest, "")
+	if err != nil {
+		return err
+	}
+	defer release()
+	ep, n, err := d.endpoint(r.endpointRequest)
+	if err != nil {
+		return err
+	}
+	if ep.Sandbox == "" {
+		return errors.New("it has not joined a container; start the container again")
+	}
+	if n.Internal { // engines since 28 ask for it all the same
+		bindings = nil
+	}
+	t := target(n, ep)
+	if err := prepare(bindings, n, t); err != nil {
+		return err
+	}
+	put := func(exposed []store.ExposedPort, gateway bool, ms []portmap.Mapping) error {
+		_, err := d.store.UpdateEndpoint(ep.ID, func(e *store.Endpoint) {
+			e.Exposed, e.Gateway, e.Mappings = exposed, gateway, ms
+		})
+		return err
+	}
+	record := func(ms []portmap.Mapping) error { return put(exposed, !n.Internal, ms) }
+	if len(bindings) == 0 && len(ep.Mappings) == 0 {
+		return record(nil)
+	}
+	if _, err := d.pub.Publish(ep.Sandbox, t, bindings, record); err != nil {
+		return errors.Join(err, put(ep.Exposed, ep.Gateway, ep.Mappings))
+	}
+	return d.dispossess(ep)
+}
+
+// dispossess records that what other endpoints of ep's sandbox published has
+// moved to ep. An engine that was restarted does not revoke it before.
+func (d *Driver) dispossess(ep store.Endpoint) error {
+	for _, other := range d.store.Endpoints() {
+		if other.Sandbox != ep.Sandbox || other.ID == ep.ID || len(other.Mappings) == 0 {
+			continue
+		}
+		_, err := d.store.UpdateEndpoint(other.ID, func(e *store.Endpoint) { e.Gateway, e.Mappings = false, nil })
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// revokeExternal unpublishes; the host ports stay the sandbox's. Unknown is
+// success.
+func (d *Driver) revokeExternal(ctx context.Context, r endpointRequest) (nothing, error) {
+	return d.teardown(ctx, "unpublish ports of", r, func(ep store.Endpoint) error {
+		_, err := d.store.UpdateEndpoint(ep.ID, func(e *store.Endpoint) { e.Gateway, e.Mappings = false, nil })
+		return errors.Join(d.pub.Unpublish(ep.ID), err)
+	})
+}
+
+// bindings decodes com.docker.network.portmap.
+func (o rawOptions) bindings() ([]portmap.PortBinding, error) {
+	var bs []portmap.PortBinding
+	if raw, ok := o[keyPortMap]; ok {
+		if err := json.Unmarshal(raw, &bs); err != nil {
+			return nil, fmt.Errorf("decode port bindings: %w", err)
+		}
+	}
+	for i, b := range bs {
+		if !b.Proto.Valid() {
+			return nil, fmt.Errorf("protocol %d of port %d cannot be published; tcp, udp and sctp can", b.Proto, b.Port)
+		}
+		bs[i].HostIP = b.HostIP.Unmap()
+	}
+	return bs, nil
+}
+
+// exposed decodes com.docker.network.endpoint.exposedports, sorted.
+func (o rawOptions) exposed() ([]store.ExposedPort, error) {
+	var ports []transportPort
+	if raw, ok := o[keyExposed]; ok {
+		if err := json.Unmarshal(raw, &ports); err != nil {
+			return nil, fmt.Errorf("decode exposed ports: %w", err)
+		}
+	}
+	exposed := make([]store.ExposedPort, len(ports))
+	for i, p := range ports {
+		exposed[i] = store.ExposedPort(p)
+	}
+	slices.SortFunc(exposed, func(a, b store.ExposedPort) int {
+		return cmp.Or(cmp.Compare(a.Proto, b.Proto), cmp.Compare(a.Port, b.Port))
+	})
+	return slices.Compact(exposed), nil
+}
+
+// prepare fills in the network's default host address, and refuses host
+// addresses that only clients of the other family have a use for: from other
+// hosts they would reach the container by the proxy, as the gateway's address.
+func prepare(bs []portmap.PortBinding, n store.Network, t portmap.Target) error {
+	for i := range bs {
+		b := &bs[i]
+		if !b.HostIP.IsValid() {
+			b.HostIP = n.HostBinding4
+		}
+		if !b.HostIP.IsValid() || b.HostIP.IsLoopback() || t.ProxyRemote {
+			continue
+		}
+		if has := familyAddr(t, b.HostIP); !has.IsValid() {
+			return fmt.Errorf("publish %s: the container has no %s address; publish on an address of the other family, give the network %[2]s, or create it with -o %s=true (other hosts then reach the container under the gateway's address)",
+				b, familyName(b.HostIP), optProxyRemote)
+		}
+	}
+	return nil
+}
+
+func familyAddr(t portmap.Target, like netip.Addr) netip.Addr {
+	if like.Is4() {
+		return t.IPv4
+	}
+	return t.IPv6
+}
+
+func familyName(a netip.Addr) string {
+	if a.Is4() {
+		return "IPv4"
+	}
+	return "IPv6"
+}

@@ -1,0 +1,69 @@
+package driver
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+)
+
+// Aliases (IFLA_IFALIAS) tell our interfaces from everybody else's.
+const (
+	aliasPrefix   = "portolan "
+	aliasNetwork  = aliasPrefix + "network "
+	aliasEndpoint = aliasPrefix + "endpoint "
+)
+
+// findLink returns the interface of that name, or nil.
+func findLink(name string) (netlink.Link, error) {
+	l, err := netlink.LinkByName(name)
+	if _, missing := errors.AsType[netlink.LinkNotFoundError](err); missing {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("find interface %s: %w", name, err)
+	}
+	return l, nil
+}
+
+// removeLink removes an interface. That it is gone already is nil.
+func removeLink(l netlink.Link) error {
+	err := netlink.LinkDel(l)
+	if err == nil {
+		return nil
+	}
+	if now, findErr := findLink(l.Attrs().Name); findErr == nil && (now == nil || now.Attrs().Index != l.Attrs().Index) {
+		return nil // its container was faster
+	}
+	return fmt.Errorf("remove interface %s: %w", l.Attrs().Name, err)
+}
+
+// ourLinks returns all interfaces of ours, whatever process made them.
+func ourLinks() ([]netlink.Link, error) {
+	all, err := dump(netlink.LinkList)
+	if err != nil {
+		return nil, fmt.Errorf("list interfaces: %w", err)
+	}
+	var ours []netlink.Link
+	for _, l := range all {
+		if strings.HasPrefix(l.Attrs().Alias, aliasPrefix) {
+			ours = append(ours, l)
+		}
+	}
+	return ours, nil
+}
+
+// dump lists something. The kernel may be interrupted by changes and then gives
+// an incomplete list, which is thrown away.
+func dump[T any](list func() ([]T, error)) ([]T, error) {
+	const tries = 20
+	var err error
+	for range tries {
+		var got []T
+		if got, err = list(); !errors.Is(err, netlink.ErrDumpInterrupted) {
+			return got, err
+		}
+	}
+	return nil, err
+}

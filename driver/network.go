@@ -1,0 +1,231 @@
+package driver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"reflect"
+	"time"
+
+	"github.com/vishvananda/netlink"
+
+	"github.com/portolan/portolan/internal/store"
+	"github.com/portolan/portolan/portmap"
+)
+
+// gwAllocCheck tells the engine whether to set an address aside for the
+// bridge. The conditions are those of Docker's bridge driver.
+func (d *Driver) gwAllocCheck(_ context.Context, r gwAllocCheckRequest) (gwAllocCheckResponse, error) {
+	n, err := parseOptions(r.Options)
+	if err != nil {
+		return gwAllocCheckResponse{}, fmt.Errorf("create network: %w", err)
+	}
+	return gwAllocCheckResponse{
+		SkipIPv4: n.Mode4 == portmap.ModeIsolated || n.InhibitIPv4 && n.Internal,
+		SkipIPv6: n.Mode6 == portmap.ModeIsolated,
+	}, nil
+}
+
+// createNetwork makes a network. One that is there already and the same is
+// made again, which changes nothing: Swarm may ask twice.
+func (d *Driver) createNetwork(ctx context.Context, r createNetworkRequest) (nothing, error) {
+	n, err := parseNetwork(r)
+	if err == nil {
+		err = d.addNetwork(ctx, n)
+	}
+	if err != nil {
+		return nothing{}, fmt.Errorf("create network %.12s: %w", r.NetworkID, err)
+	}
+	return nothing{}, nil
+}
+
+func (d *Driver) addNetwork(ctx context.Context, n store.Network) error {
+	release, err := d.networks.own(ctx, n.ID)
+	if err != nil {
+		return err
+	}
+	defer release()
+
+	n.Created = time.Now()
+	old, exists := d.store.Network(n.ID)
+	if exists {
+		n.Created = old.Created
+		if !sameNetwork(n, old) {
+			return errors.New("it is there already, with other settings")
+		}
+	} else if err := d.admit(n); err != nil {
+		return err
+	}
+	var done undo
+	if !exists {
+		done.add(func() error { return d.store.DeleteNetwork(n.ID) })
+	}
+	if err := d.buildNetwork(n, &done); err != nil {
+		if exists {
+			return err
+		}
+		return done.run(err)
+	}
+	n.Phase = store.Done
+	if err := d.store.PutNetwork(n); err != nil {
+		if exists {
+			return err
+		}
+		return done.run(err)
+	}
+	return nil
+}
+
+// buildNetwork brings into the kernel what the record says.
+func (d *Driver) buildNetwork(n store.Network, done *undo) error {
+	done.add(func() error { return d.mapper.RemoveNetwork(n.ID) })
+	if err := d.mapper.AddNetwork(n.Network); err != nil {
+		return fmt.Errorf("set its rules: %w", err)
+	}
+	done.add(func() error { return d.removeBridge(n) })
+	if err := d.makeBridge(n); err != nil {
+		return err
+	}
+	if err := d.openLocalhost(n); err != nil {
+		return err
+	}
+	done.add(func() error { return d.unforward(n.ID) })
+	return d.forward(n)
+}
+
+// admit checks n against everything that is there, and puts its record.
+func (d *Driver) admit(n store.Network) error {
+	d.admitting.Lock()
+	defer d.admitting.Unlock()
+	known := d.store.Networks()
+	for _, old := range known {
+		if err := overlap(n, old); err != nil {
+			return err
+		}
+		if old.Bridge == n.Bridge {
+			return fmt.Errorf("bridge name %s is taken by network %.12s; choose another with -o %s=NAME", n.Bridge, old.ID, optBridgeName)
+		}
+	}
+	if _, err := findBridge(n); err != nil {
+		return err
+	}
+	if err := checkHostAddrs(n, known); err != nil {
+		return err
+	}
+	return d.store.PutNetwork(n)
+}
+
+// checkHostAddrs refuses pools with an address of this host in them, other
+// than on the bridges of networks we know, whose pools have been compared.
+func checkHostAddrs(n store.Network, known []store.Network) error {
+	ours := make(map[int]bool)
+	for _, k := range append(known, n) {
+		if br, err := findBridge(k); err == nil && br != nil {
+			ours[br.Index] = true
+		}
+	}
+	addrs, err := dump(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, netlink.FAMILY_ALL) })
+	if err != nil {
+		return fmt.Errorf("list this host's addresses: %w", err)
+	}
+	for _, a := range addrs {
+		ip, ok := netip.AddrFromSlice(a.IP)
+		ip = ip.Unmap()
+		if !ok || ours[a.LinkIndex] {
+			continue
+		}
+		for _, subnet := range []netip.Prefix{n.Subnet4, n.Subnet6} {
+			if subnet.IsValid() && subnet.Contains(ip) {
+				return fmt.Errorf("pool %s contains %s, an address of this host (interface %s); choose another with %s", subnet, ip, linkName(a.LinkIndex), optSubnet)
+			}
+		}
+	}
+	return nil
+}
+
+func linkName(index int) string {
+	if l, err := netlink.LinkByIndex(index); err == nil {
+		return l.Attrs().Name
+	}
+	return fmt.Sprintf("number %d", index)
+}
+
+// sameNetwork compares all but the phase.
+func sameNetwork(a, b store.Network) bool {
+	a.Phase, a.Created = b.Phase, b.Created
+	return reflect.DeepEqual(a, b)
+}
+
+// deleteNetwork removes a network and what is left of its endpoints. Unknown
+// is success.
+func (d *Driver) deleteNetwork(ctx context.Context, r networkRequest) (nothing, error) {
+	if err := d.dropNetwork(ctx, r.NetworkID); err != nil {
+		return nothing{}, fmt.Errorf("delete network %.12s: %w", r.NetworkID, err)
+	}
+	return nothing{}, nil
+}
+
+func (d *Driver) dropNetwork(ctx context.Context, id string) error {
+	release, err := d.networks.own(ctx, id)
+	if err != nil {
+		return err
+	}
+	defer release()
+	n, ok := d.store.Network(id)
+	if !ok {
+		return nil
+	}
+	// If this is cut short, the next start goes on with it.
+	n.Phase = store.Intent
+	if err := d.store.PutNetwork(n); err != nil {
+		return err
+	}
+	for _, ep := range d.store.Endpoints() {
+		if ep.Network != id {
+			continue
+		}
+		if err := d.dropOrphan(ctx, ep); err != nil {
+			return err
+		}
+	}
+	return d.razeNetwork(n)
+}
+
+// dropOrphan removes an endpoint whose network's lock is the caller's.
+func (d *Driver) dropOrphan(ctx context.Context, ep store.Endpoint) error {
+	if ep.Sandbox != "" {
+		release, err := d.sandboxes.own(ctx, ep.Sandbox)
+		if err != nil {
+			return err
+		}
+		defer release()
+	}
+	return d.dropEndpoint(ep)
+}
+
+// razeNetwork takes a network without endpoints out of kernel and store. What
+// cannot be removed keeps its record, so that one can try again.
+func (d *Driver) razeNetwork(n store.Network) error {
+	// The rules go last: they guard what is still open.
+	err := errors.Join(d.unforward(n.ID), d.removeBridge(n))
+	if err == nil {
+		err = d.mapper.RemoveNetwork(n.ID)
+	}
+	if err != nil {
+		return err
+	}
+	return d.store.DeleteNetwork(n.ID)
+}
+
+// network returns a network that endpoints may be put on.
+func (d *Driver) network(id string) (store.Network, error) {
+	n, ok := d.store.Network(id)
+	if !ok {
+		return n, fmt.Errorf("network %.12s is not known to Portolan; remove it with docker network rm and create it again", id)
+	}
+	if n.Phase != store.Done {
+		return n, fmt.Errorf("network %.12s is not finished or half removed; remove it with docker network rm and create it again", id)
+	}
+	return n, nil
+}

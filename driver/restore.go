@@ -1,0 +1,209 @@
+package driver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/portolan/portolan/internal/store"
+	"github.com/portolan/portolan/portmap"
+)
+
+const (
+	// neverJoined is how long an endpoint may take to join. The engine does it
+	// at once, and forgets one whose creation was cut short.
+	neverJoined = 10 * time.Minute
+	// tombstoneAge is how long the engine may take to delete an endpoint that
+	// has left, or died with the machine.
+	tombstoneAge = 24 * time.Hour
+)
+
+// Restore makes the kernel again what the store says: networks are rebuilt, the
+// ports of endpoints that are alive are published, and endpoints that died
+// while nobody looked become tombstones. It is called once, when the socket
+// listens; calls that came in meanwhile go on when it returns.
+//
+// Trouble with one network or endpoint is logged and stops nothing else. The
+// error is that of Publisher.Restore.
+func (d *Driver) Restore() error {
+	defer d.restoreOnce.Do(func() { close(d.restored) })
+	d.finishHalves()
+	nets := d.store.Networks()
+	if d.rebooted(nets) {
+		d.forgetSysctls()
+	}
+	built := d.rebuild(nets)
+	live := d.sortOut(built)
+
+	var rules []portmap.Network
+	var runs []portmap.Run
+	for _, n := range built {
+		rules = append(rules, n.Network)
+	}
+	for _, ep := range live {
+		if ep.Gateway && len(ep.Mappings) > 0 {
+			pub := portmap.Publication{Target: target(built[ep.Network], ep), Mappings: ep.Mappings}
+			runs = append(runs, portmap.Run{Sandbox: ep.Sandbox, Publication: pub})
+		}
+	}
+	// Mappers keep the guard over a Load, so that it comes with the rules.
+	if err := d.restoreGuard(); err != nil {
+		d.log.Error("guard forwarding", "err", err)
+	}
+	if err := d.pub.Restore(rules, runs); err != nil {
+		return fmt.Errorf("restore published ports: %w", err)
+	}
+	d.reopen(built, live)
+	return nil
+}
+
+// finishHalves undoes networks whose making was cut short, and finishes the
+// removal of those whose removal was.
+func (d *Driver) finishHalves() {
+	for _, n := range d.store.Networks() {
+		if n.Phase == store.Done {
+			continue
+		}
+		for _, ep := range d.store.Endpoints() {
+			if ep.Network == n.ID {
+				d.warn(unplug(ep.ID), "undo a half-made network", n.ID)
+			}
+		}
+		// There are no rules yet: Publisher.Restore loads those of the others.
+		err := d.removeBridge(n)
+		if err == nil {
+			err = d.store.DeleteNetwork(n.ID)
+		}
+		d.warn(err, "undo a half-made network", n.ID)
+	}
+}
+
+// rebooted says whether none of our bridges is there: then nothing else that we
+// changed in the kernel is either.
+func (d *Driver) rebooted(nets []store.Network) bool {
+	return !slices.ContainsFunc(nets, func(n store.Network) bool {
+		br, err := findBridge(n)
+		return err != nil || br != nil
+	})
+}
+
+// forgetSysctls forgets what was changed in a kernel that is no more: what is
+// set now is somebody else's doing, and not to be put back.
+func (d *Driver) forgetSysctls() {
+	for _, c := range d.store.Sysctls() {
+		d.warn(d.store.DeleteSysctl(c.Path), "forget a sysctl", c.Path)
+	}
+}
+
+// rebuild makes the bridges and returns the networks that have one. The others
+// get no rules: what has their bridge's name may be somebody else's.
+func (d *Driver) rebuild(nets []store.Network) map[string]store.Network {
+	built := make(map[string]store.Network, len(nets))
+	for _, n := range nets {
+		if n.Phase != store.Done {
+			continue
+		}
+		if err := d.makeBridge(n); err != nil {
+			d.log.Error("rebuild a network", "network", n.ID, "err", err)
+			continue
+		}
+		built[n.ID] = n
+	}
+	return built
+}
+
+// sortOut buries the endpoints that are dead and returns those that are alive:
+// the kernel removes a veth pair with the container's end of it.
+func (d *Driver) sortOut(built map[string]store.Network) []store.Endpoint {
+	var live []store.Endpoint
+	for _, ep := range d.store.Endpoints() {
+		if !ep.Gone.IsZero() {
+			continue
+		}
+		n, ok := built[ep.Network]
+		if ep.Phase != store.Done {
+			d.warn(unplug(ep.ID), "remove a half-made endpoint", ep.ID)
+			continue
+		}
+		alive, err := d.revive(n, ep)
+		d.warn(err, "restore an endpoint", ep.ID)
+		switch {
+		case alive && ok:
+			live = append(live, ep)
+		case !alive && err == nil:
+			_, err := d.store.UpdateEndpoint(ep.ID, func(e *store.Endpoint) { bury(e, time.Now()) })
+			d.warn(err, "record the end of an endpoint", ep.ID)
+		}
+	}
+	return live
+}
+
+// revive says whether the endpoint has its port still, and has it on the
+// network's bridge again.
+func (d *Driver) revive(n store.Network, ep store.Endpoint) (alive bool, err error) {
+	port, err := findPort(ep.ID)
+	if err != nil || port == nil || n.ID == "" {
+		return port != nil, err
+	}
+	br, err := ownBridge(n)
+	if err != nil {
+		return true, err
+	}
+	return true, attach(n, br, port)
+}
+
+// reopen does what must wait for the rules.
+func (d *Driver) reopen(built map[string]store.Network, live []store.Endpoint) {
+	for _, n := range built {
+		d.warn(d.openLocalhost(n), "open localhost to a network", n.ID)
+		used := slices.ContainsFunc(live, func(ep store.Endpoint) bool { return ep.Network == n.ID })
+		if used { // after a reboot the engine goes first: it may turn it on itself
+			d.warn(d.forward(n), "turn on forwarding for a network", n.ID)
+		}
+	}
+}
+
+func (d *Driver) restoreGuard() error {
+	d.forwarding.Lock()
+	defer d.forwarding.Unlock()
+	if !slices.ContainsFunc(families[:], d.guarded) {
+		return nil
+	}
+	return d.guard("")
+}
+
+func (d *Driver) warn(err error, what, object string) {
+	if err != nil {
+		d.log.Warn(what, "id", object, "err", err)
+	}
+}
+
+// Reap removes the endpoints that never joined, ten minutes after they were
+// created, and tombstones after a day.
+func (d *Driver) Reap(now time.Time) error {
+	ctx, cancel := context.WithTimeout(context.Background(), waitLimit)
+	defer cancel()
+	var errs []error
+	for _, ep := range d.store.Endpoints() {
+		if !overdue(ep, now) {
+			continue
+		}
+		_, err := d.teardown(ctx, "reap", endpointRequest{ep.Network, ep.ID}, func(ep store.Endpoint) error {
+			if !overdue(ep, now) {
+				return nil // it has joined meanwhile
+			}
+			return d.dropEndpoint(ep)
+		})
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+func overdue(ep store.Endpoint, now time.Time) bool {
+	if !ep.Gone.IsZero() {
+		return now.Sub(ep.Gone) > tombstoneAge
+	}
+	return ep.Phase != store.Done && now.Sub(ep.Created) > neverJoined
+}

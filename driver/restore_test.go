@@ -1,0 +1,196 @@
+package driver
+
+import (
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"github.com/vishvananda/netlink"
+
+	"github.com/portolan/portolan/internal/netnstest"
+	"github.com/portolan/portolan/internal/store"
+	"github.com/portolan/portolan/portmap"
+)
+
+// twoNetworks is the scene of most of the tests here: endpoint 10 publishes on
+// network 1, 11 is there beside it, 20 publishes on network 2.
+func twoNetworks(t *testing.T) *rig {
+	r := newRig(t)
+	r.ok("CreateNetwork", networkOf(1, true, object{dockerBridge + "enable_icc": "false"}))
+	r.ok("CreateNetwork", networkOf(2, false, nil))
+	r.run(1, 10, 2, true, "/sb1")
+	r.run(1, 11, 3, true, "/sb2")
+	r.run(2, 20, 2, false, "/sb3")
+	r.ok("ProgramExternalConnectivity", programOf(1, 10, udp("", 53, 53)))
+	r.ok("ProgramExternalConnectivity", programOf(2, 20, udp("", 54, 53)))
+	return r
+}
+
+func TestRestoreOfTheLiving(t *testing.T) {
+	r := twoNetworks(t)
+	nets, eps, pubs := r.store.Networks(), r.store.Endpoints(), r.mapper.Publications()
+	port := linkOf(t, "pvd000000a00").Attrs().Index
+	r.restart()
+	assert.Equal(t, nets, r.store.Networks())
+	assert.Equal(t, eps, r.store.Endpoints())
+	assert.Equal(t, pubs, r.mapper.Publications())
+	assert.Len(t, r.pub.heldBy, 2)
+	assert.Equal(t, port, linkOf(t, "pvd000000a00").Attrs().Index, "nothing is made anew")
+	r.ok("Leave", endpointOf(1, 10))
+	assert.NotContains(t, r.pub.heldBy, "/sb1")
+}
+
+func TestRestoreOfTheDead(t *testing.T) {
+	r := twoNetworks(t)
+	require.NoError(t, netlink.LinkDel(linkOf(t, "pvd000000a00")))
+	r.restart()
+	ep, ok := r.store.Endpoint(id(10))
+	require.True(t, ok)
+	assert.False(t, ep.Gone.IsZero())
+	assert.Empty(t, ep.Sandbox)
+	assert.Empty(t, r.published(10))
+	pubs := r.mapper.Publications()
+	require.Len(t, pubs, 1)
+	assert.Equal(t, id(20), pubs[0].Endpoint)
+	r.ok("Leave", endpointOf(1, 10))
+	assert.Empty(t, r.pub.took()[1:], "its sandbox has nothing to release")
+	r.ok("DeleteEndpoint", endpointOf(1, 10))
+}
+
+// Bridges that are gone are made again, ports that are alive put on them.
+func TestRestoreOfBridges(t *testing.T) {
+	r := twoNetworks(t)
+	require.NoError(t, netlink.LinkDel(linkOf(t, bridgeOf(1))))
+	require.Zero(t, linkOf(t, "pvd000000a00").Attrs().MasterIndex)
+	r.restart()
+	br := linkOf(t, bridgeOf(1))
+	assert.Contains(t, addrsOf(t, br), "10.1.0.1/24")
+	assert.Equal(t, "1", sysctl(t, "ipv4/conf/"+bridgeOf(1)+"/route_localnet"))
+	port := linkOf(t, "pvd000000a00")
+	assert.Equal(t, br.Attrs().Index, port.Attrs().MasterIndex)
+	flags, err := netlink.LinkGetProtinfo(port)
+	require.NoError(t, err)
+	assert.True(t, flags.Hairpin)
+	assert.True(t, flags.Isolated)
+	assert.Len(t, r.mapper.Publications(), 2)
+}
+
+// Localhost is not opened before the rules stand, or if they do not.
+func TestRestoreWithoutRules(t *testing.T) {
+	r := twoNetworks(t)
+	require.NoError(t, netlink.LinkDel(linkOf(t, bridgeOf(1))))
+	require.NoError(t, r.store.Close())
+	r.open()
+	r.mapper.Fail = func(op string, _ portmap.Publication) error {
+		if op == "Load" {
+			assert.Equal(t, "0", sysctl(t, "ipv4/conf/"+bridgeOf(1)+"/route_localnet"))
+			return errors.New("netlink: no")
+		}
+		return nil
+	}
+	require.ErrorContains(t, r.Restore(), "restore published ports: netlink: no")
+	assert.Equal(t, "0", sysctl(t, "ipv4/conf/"+bridgeOf(1)+"/route_localnet"))
+	r.mapper.Fail = nil
+	r.ok("Leave", endpointOf(1, 10)) // calls go on all the same
+}
+
+// One network's trouble is not another's.
+func TestRestoreGoesOn(t *testing.T) {
+	r := twoNetworks(t)
+	require.NoError(t, netlink.LinkDel(linkOf(t, bridgeOf(1))))
+	netnstest.Bridge(t, bridgeOf(1)) // somebody else's now
+	r.restart()
+	assert.Len(t, r.store.Networks(), 2)
+	nets := r.mapper.Networks()
+	require.Len(t, nets, 1)
+	assert.Equal(t, id(2), nets[0].ID)
+	pubs := r.mapper.Publications()
+	require.Len(t, pubs, 1)
+	assert.Equal(t, id(20), pubs[0].Endpoint)
+	ep, _ := r.store.Endpoint(id(10))
+	assert.True(t, ep.Gone.IsZero(), "it is alive, and has its port when the network is back")
+	assert.Equal(t, []string{"53->53/udp"}, r.published(10))
+	r.ok("DeleteNetwork", object{"NetworkID": id(1)})
+	linkOf(t, bridgeOf(1)) // is still there
+}
+
+// A daemon that was killed leaves records that say so.
+func TestRestoreOfHalves(t *testing.T) {
+	r := twoNetworks(t)
+	n, _ := r.store.Network(id(1))
+	n.Phase = store.Intent
+	require.NoError(t, r.store.PutNetwork(n))
+	_, err := r.store.UpdateEndpoint(id(20), func(e *store.Endpoint) { e.Phase = store.Intent })
+	require.NoError(t, err)
+	r.restart()
+	links, err := ourLinks()
+	require.NoError(t, err)
+	require.Len(t, links, 1)
+	assert.Equal(t, bridgeOf(2), links[0].Attrs().Name)
+	require.Len(t, r.store.Endpoints(), 1, "the engine may still delete it")
+	r.ok("DeleteEndpoint", endpointOf(2, 20))
+	r.ok("DeleteNetwork", object{"NetworkID": id(2)})
+	r.nothingLeft()
+}
+
+// Killed between the making of an interface and its alias.
+func TestRestoreWithoutAlias(t *testing.T) {
+	r := twoNetworks(t)
+	for _, name := range []string{bridgeOf(1), "pvd000000a00"} {
+		require.NoError(t, netlink.LinkSetAlias(linkOf(t, name), ""))
+	}
+	r.restart()
+	assert.Equal(t, aliasNetwork+id(1), linkOf(t, bridgeOf(1)).Attrs().Alias)
+	r.ok("DeleteNetwork", object{"NetworkID": id(1)})
+	r.ok("DeleteNetwork", object{"NetworkID": id(2)})
+	r.nothingLeft()
+	_, err := netlink.LinkByName("pvd000000a00")
+	assert.Error(t, err)
+}
+
+// A restart of the daemon keeps guard and records; a restart of the machine
+// makes them void, as whatever is set now is somebody else's doing.
+func TestRestoreOfForwarding(t *testing.T) {
+	forwardingOff(t)
+	r := newRig(t)
+	r.ok("CreateNetwork", networkOf(1, false, nil))
+	r.run(1, 10, 2, false, "/sb")
+	r.mapper.Fail = nil
+	r.restart()
+	got4, got6 := r.mapper.Guarded()
+	assert.True(t, got4)
+	assert.False(t, got6)
+
+	require.NoError(t, netlink.LinkDel(linkOf(t, bridgeOf(1))))
+	require.NoError(t, netlink.LinkDel(linkOf(t, "pvd000000a00")))
+	netnstest.Sysctl(t, "ipv4/ip_forward", "0")
+	r.restart()
+	assert.Empty(t, r.store.Sysctls())
+	got4, _ = r.mapper.Guarded()
+	assert.False(t, got4)
+	assert.Equal(t, "0", sysctl(t, "ipv4/ip_forward"), "the engine may want to turn it on itself")
+	r.run(1, 11, 3, false, "/sb")
+	assert.Equal(t, "1", sysctl(t, "ipv4/ip_forward"), "it has not")
+	got4, _ = r.mapper.Guarded()
+	assert.True(t, got4)
+}
+
+func TestReap(t *testing.T) {
+	r := twoNetworks(t)
+	r.ok("CreateEndpoint", object{"NetworkID": id(1), "EndpointID": id(12), "Interface": object{"Address": "10.1.0.4/24"}})
+	r.ok("Leave", endpointOf(1, 11))
+	left := func(after time.Duration) (ids []string) {
+		require.NoError(t, r.Reap(time.Now().Add(after)))
+		for _, ep := range r.store.Endpoints() {
+			ids = append(ids, ep.ID)
+		}
+		return ids
+	}
+	assert.Equal(t, []string{id(10), id(11), id(12), id(20)}, left(9*time.Minute))
+	assert.Equal(t, []string{id(10), id(11), id(20)}, left(11*time.Minute))
+	assert.Equal(t, []string{id(10), id(11), id(20)}, left(23*time.Hour))
+	assert.Equal(t, []string{id(10), id(20)}, left(25*time.Hour))
+	assert.Len(t, r.mapper.Publications(), 2)
+}

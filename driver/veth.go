@@ -1,0 +1,127 @@
+package driver
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/portolan/portolan/internal/store"
+)
+
+// addrGenNone is IN6_ADDR_GEN_MODE_NONE: no link-local address by itself.
+const addrGenNone = 1
+
+// vethNames are the two ends of an endpoint's veth pair: the bridge's port, and
+// what the engine moves into the container.
+func vethNames(endpoint string) (port, inside string) {
+	return "pv" + endpoint[:10], "pc" + endpoint[:10]
+}
+
+// plug makes the endpoint's veth pair, one end of it a port of the network's
+// bridge. What an earlier attempt left is replaced. After an error nothing is
+// left.
+func plug(n store.Network, ep store.Endpoint) (err error) {
+	br, err := ownBridge(n)
+	if err != nil {
+		return err
+	}
+	if err := unplug(ep.ID); err != nil {
+		return err
+	}
+	mac, err := net.ParseMAC(ep.MAC)
+	if err != nil {
+		return fmt.Errorf("MAC address of the record: %w", err)
+	}
+	la := netlink.NewLinkAttrs()
+	v := netlink.NewVeth(la)
+	v.Name, v.PeerName = vethNames(ep.ID)
+	v.MTU, v.PeerMTU = n.MTU, uint32(n.MTU)
+	v.PeerHardwareAddr = mac
+	if err := netlink.LinkAdd(v); err != nil {
+		return fmt.Errorf("make veth pair %s: %w", v.Name, err)
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, removeLink(v))
+		}
+	}()
+	if err := netlink.LinkSetAlias(v, aliasEndpoint+ep.ID); err != nil {
+		return fmt.Errorf("set alias of %s: %w", v.Name, err)
+	}
+	// Neither does the host's neighbour table know the container of before any
+	// more, whose MAC address was another one.
+	if err := forgetNeighbours(br, ep); err != nil {
+		return err
+	}
+	return attach(n, br, v)
+}
+
+// attach makes l a port of the network's bridge, with all that belongs to it,
+// and sets it up.
+func attach(n store.Network, br *netlink.Bridge, l netlink.Link) error {
+	name := l.Attrs().Name
+	if err := netlink.LinkSetMaster(l, br); err != nil {
+		return fmt.Errorf("make %s a port of %s: %w", name, br.Name, err)
+	}
+	// A container reaches its own published port by way of its bridge port.
+	if err := netlink.LinkSetHairpin(l, true); err != nil {
+		return fmt.Errorf("set hairpin mode of %s: %w", name, err)
+	}
+	if err := netlink.LinkSetIsolated(l, n.NoICC); err != nil {
+		return fmt.Errorf("isolate port %s: %w", name, err)
+	}
+	// A port is not for talking to. A kernel without IPv6 cannot do it, and
+	// need not.
+	err := netlink.LinkSetIP6AddrGenMode(l, addrGenNone)
+	if err != nil && !errors.Is(err, unix.EAFNOSUPPORT) && !errors.Is(err, unix.EOPNOTSUPP) {
+		return fmt.Errorf("keep %s without link-local address: %w", name, err)
+	}
+	if err := netlink.LinkSetUp(l); err != nil {
+		return fmt.Errorf("set %s up: %w", name, err)
+	}
+	return nil
+}
+
+// findPort returns the endpoint's bridge port, or nil. Its other end, wherever
+// it is, exists as long as it does.
+func findPort(endpoint string) (netlink.Link, error) {
+	name, _ := vethNames(endpoint)
+	l, err := findLink(name)
+	if err != nil || l == nil {
+		return nil, err
+	}
+	// Without an alias it is ours from a process that was killed before it
+	// could set one: nobody else has such names.
+	if alias := l.Attrs().Alias; l.Type() != "veth" || alias != "" && alias != aliasEndpoint+endpoint {
+		return nil, nil
+	}
+	return l, nil
+}
+
+// unplug removes the endpoint's veth pair. Absent is nil.
+func unplug(endpoint string) error {
+	l, err := findPort(endpoint)
+	if err != nil || l == nil {
+		return err
+	}
+	return removeLink(l)
+}
+
+// forgetNeighbours deletes what the host's neighbour table has of the
+// endpoint's addresses, so that their next owner is not deaf until it ages.
+func forgetNeighbours(br *netlink.Bridge, ep store.Endpoint) error {
+	for _, p := range []netip.Prefix{ep.Addr4, ep.Addr6} {
+		if !p.IsValid() {
+			continue
+		}
+		err := netlink.NeighDel(&netlink.Neigh{LinkIndex: br.Index, IP: p.Addr().AsSlice()})
+		if err != nil && !errors.Is(err, unix.ENOENT) {
+			return fmt.Errorf("forget neighbour %s on %s: %w", p.Addr(), br.Name, err)
+		}
+	}
+	return nil
+}

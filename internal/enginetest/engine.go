@@ -1,0 +1,282 @@
+// Package enginetest starts private Docker engines for tests.
+//
+// An Engine is a dockerd and a containerd of its own in a network namespace of
+// its own, which is its host, and a neighbour in another namespace at the other
+// end of a wire. Nothing of it is shared with the engine of the machine but the
+// kernel and the folder /run/docker/plugins, where every engine looks for plugin
+// sockets: give each test's socket a name of its own.
+//
+// # Which engine
+//
+// The programs (dockerd, containerd, containerd-shim-runc-v2, runc,
+// docker-proxy, docker-init) and the docker client are those of the PATH. Where
+// the environment has ENGINE, that folder comes before it.
+//
+// # Ownership
+//
+// Everything that New makes ends with the test, whether it passed or not:
+// processes, mounts, folders, namespaces. The logs of a test that failed are
+// shown.
+package enginetest
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+)
+
+// Options say how to start an engine. The zero Options mean dockerd's defaults.
+type Options struct {
+	// LiveRestore keeps containers running while dockerd does not.
+	LiveRestore bool
+	// Args are more flags of dockerd, as --userland-proxy=false.
+	Args []string
+}
+
+// How long the parts of an engine may take to start and to stop on a busy
+// machine; they take a fraction of a second on an idle one.
+const (
+	startTime = 60 * time.Second
+	stopTime  = 30 * time.Second
+)
+
+// Engine is a private Docker engine. Its methods are for one goroutine at a
+// time.
+type Engine struct {
+	// Host is the namespace of the engine, Peer that of its neighbour.
+	Host, Peer Namespace
+	// Dir holds everything of the engine: data, state, sockets, logs.
+	Dir string
+	// LiveRestore and Args take effect at the next Start.
+	LiveRestore bool
+	Args        []string
+
+	t          testing.TB
+	containerd *Process
+	dockerd    *Process
+}
+
+// New starts an engine and its neighbour.
+func New(t testing.TB, o Options) *Engine {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "engine-") // t.TempDir is too long for a socket's path
+	require.NoError(t, err)
+	e := &Engine{t: t, Dir: dir, LiveRestore: o.LiveRestore, Args: slices.Clone(o.Args)}
+	t.Cleanup(e.remove)
+	name := fmt.Sprintf("engine-%d-%06x", os.Getpid(), rand.IntN(1<<24))
+	e.Host, err = newNamespace(name)
+	require.NoError(t, err)
+	e.Peer, err = newNamespace(name + "-peer")
+	require.NoError(t, err)
+	require.NoError(t, connect(e.Host, e.Peer))
+	require.NoError(t, e.startContainerd())
+	require.NoError(t, e.Start())
+	return e
+}
+
+// Path is the PATH with which the engine runs.
+func Path() string {
+	if dir := os.Getenv("ENGINE"); dir != "" {
+		return dir + string(os.PathListSeparator) + os.Getenv("PATH")
+	}
+	return os.Getenv("PATH")
+}
+
+// Command is a command that runs in the engine's namespace, with the PATH of
+// the engine and DOCKER_HOST set.
+func (e *Engine) Command(name string, args ...string) *exec.Cmd {
+	// nsenter itself looks for name, in the PATH that it gets here.
+	cmd := e.Host.Command(name, args...)
+	cmd.Env = append(os.Environ(), "PATH="+Path(), "DOCKER_HOST="+e.Address())
+	return cmd
+}
+
+// Address is what DOCKER_HOST must be.
+func (e *Engine) Address() string { return "unix://" + e.socket() }
+
+func (e *Engine) socket() string { return filepath.Join(e.Dir, "docker.sock") }
+
+func (e *Engine) containerdSocket() string { return filepath.Join(e.Dir, "containerd.sock") }
+
+// Start starts dockerd after Stop or Kill, and returns when it answers.
+func (e *Engine) Start() error {
+	config := filepath.Join(e.Dir, "daemon.json") // not that of the machine
+	if err := os.WriteFile(config, []byte("{}\n"), 0o644); err != nil {
+		return err
+	}
+	args := []string{
+		"--config-file", config,
+		"--data-root", filepath.Join(e.Dir, "data"),
+		"--exec-root", filepath.Join(e.Dir, "exec"),
+		"--pidfile", filepath.Join(e.Dir, "docker.pid"),
+		"--host", e.Address(),
+		"--containerd", e.containerdSocket(),
+		"--log-level", "warn",
+	}
+	if e.LiveRestore {
+		args = append(args, "--live-restore")
+	}
+	var err error
+	e.dockerd, err = Start("dockerd", filepath.Join(e.Dir, "dockerd.log"), e.Command("dockerd", append(args, e.Args...)...))
+	if err != nil {
+		return err
+	}
+	return e.until(e.dockerd, func() error {
+		_, err := e.Docker("version", "--format", "{{.Server.Version}}")
+		return err
+	})
+}
+
+func (e *Engine) startContainerd() error {
+	config := filepath.Join(e.Dir, "containerd.toml")
+	// No Kubernetes: it would look for network configuration of the machine.
+	text := fmt.Sprintf(`version = 2
+root = %q
+state = %q
+disabled_plugins = ["io.containerd.grpc.v1.cri"]
+[debug]
+  level = "warn"
+[grpc]
+  address = %q
+`, filepath.Join(e.Dir, "containerd"), filepath.Join(e.Dir, "run"), e.containerdSocket())
+	if err := os.WriteFile(config, []byte(text), 0o644); err != nil {
+		return err
+	}
+	var err error
+	e.containerd, err = Start("containerd", filepath.Join(e.Dir, "containerd.log"), e.Command("containerd", "--config", config))
+	if err != nil {
+		return err
+	}
+	return e.until(e.containerd, func() error {
+		_, err := os.Stat(e.containerdSocket())
+		return err
+	})
+}
+
+// until waits for a process to be of use, or to end.
+func (e *Engine) until(p *Process, ready func() error) error {
+	var notReady error
+	err := Poll(startTime, func() error {
+		if notReady = ready(); notReady == nil || !p.Alive() {
+			return nil
+		}
+		return notReady
+	})
+	if err == nil && notReady == nil {
+		return nil
+	}
+	return fmt.Errorf("start %s: %w\n%s", p.Name, notReady, p.Tail(20))
+}
+
+// Stop stops dockerd, and its containers too unless LiveRestore is set.
+func (e *Engine) Stop() error { return e.dockerd.Stop(syscall.SIGTERM, stopTime) }
+
+// Kill ends dockerd as a crash does. Containers go on.
+func (e *Engine) Kill() error { return e.dockerd.Stop(syscall.SIGKILL, stopTime) }
+
+// Restart is Stop and Start.
+func (e *Engine) Restart() error {
+	if err := e.Stop(); err != nil {
+		return err
+	}
+	return e.Start()
+}
+
+// Docker runs the docker client and returns what it printed, both streams. The
+// error has it too.
+func (e *Engine) Docker(args ...string) (string, error) {
+	return Run(e.Command("docker", args...))
+}
+
+// Exec runs a command in the engine's namespace, as Docker does.
+func (e *Engine) Exec(name string, args ...string) (string, error) {
+	return Run(e.Command(name, args...))
+}
+
+// Run runs a command and returns what it printed, both streams, without the
+// last newline. The error has it too.
+func Run(cmd *exec.Cmd) (string, error) {
+	out, err := cmd.CombinedOutput()
+	text := strings.TrimRight(string(out), "\n")
+	if err != nil {
+		return text, fmt.Errorf("%s: %w: %s", strings.Join(cmd.Args, " "), err, text)
+	}
+	return text, nil
+}
+
+// Load makes an image of one static program, FROM scratch, which is also its
+// entrypoint.
+func (e *Engine) Load(image, program string) error {
+	tar := exec.Command("tar", "-C", filepath.Dir(program), "-c", filepath.Base(program))
+	archive, err := tar.Output()
+	if err != nil {
+		return fmt.Errorf("pack %s: %w", program, err)
+	}
+	cmd := e.Command("docker", "import", "-c", fmt.Sprintf("ENTRYPOINT [%q]", "/"+filepath.Base(program)), "-", image)
+	cmd.Stdin = strings.NewReader(string(archive))
+	_, err = Run(cmd)
+	return err
+}
+
+// remove ends everything and shows the logs if the test has failed.
+func (e *Engine) remove() {
+	if e.dockerd != nil {
+		if e.dockerd.Alive() {
+			if ids, err := e.Docker("ps", "-aq"); err == nil && ids != "" {
+				_, _ = e.Docker(append([]string{"rm", "-f"}, strings.Fields(ids)...)...)
+			}
+		}
+		_ = e.dockerd.Stop(syscall.SIGTERM, stopTime)
+	}
+	if e.containerd != nil {
+		_ = e.containerd.Stop(syscall.SIGTERM, stopTime)
+	}
+	killTree(e.Dir) // containers that nobody stopped
+	for _, p := range []*Process{e.containerd, e.dockerd} {
+		if p != nil && e.t.Failed() {
+			e.t.Logf("%s said last:\n%s", p.Name, p.Tail(40))
+		}
+	}
+	if err := unmountBelow(e.Dir); err != nil {
+		e.t.Errorf("remove engine: %v", err)
+	}
+	if err := os.RemoveAll(e.Dir); err != nil {
+		e.t.Errorf("remove engine: %v", err)
+	}
+	for _, ns := range []Namespace{e.Host, e.Peer} {
+		if ns.Name == "" {
+			continue
+		}
+		if err := ns.remove(); err != nil {
+			e.t.Errorf("remove engine: %v", err)
+		}
+	}
+}
+
+// unmountBelow unmounts all that is mounted in a folder, last first.
+func unmountBelow(dir string) error {
+	mounts, err := os.ReadFile("/proc/self/mounts")
+	if err != nil {
+		return err
+	}
+	for _, line := range slices.Backward(strings.Split(string(mounts), "\n")) {
+		fields := strings.Fields(line)
+		if len(fields) < 2 || !strings.HasPrefix(fields[1], dir+"/") {
+			continue
+		}
+		if err := unix.Unmount(fields[1], unix.MNT_DETACH); err != nil && err != unix.EINVAL {
+			return fmt.Errorf("unmount %s: %w", fields[1], err)
+		}
+	}
+	return nil
+}

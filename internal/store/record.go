@@ -1,0 +1,117 @@
+package store
+
+import (
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/portolan/portolan/portmap"
+)
+
+// Phase says how far the making of a record's object has come. The record is
+// written before the kernel is changed, so that a crash in between leaves a
+// trace of what to undo.
+type Phase string
+
+// The phases.
+const (
+	// Intent: rules and bridge of a network are being made; an endpoint is
+	// created and has not joined.
+	Intent Phase = "intent"
+	// Done: they are made; the endpoint has joined.
+	Done Phase = "done"
+)
+
+// Network is one network of the engine and all options it was created with.
+type Network struct {
+	portmap.Network
+
+	Phase   Phase     `json:"phase,omitempty"`
+	Created time.Time `json:"created,omitzero"`
+
+	// MTU is in bytes; 0 means the kernel's default.
+	MTU int `json:"mtu,omitempty"`
+	// IfacePrefix is what interface names in containers begin with.
+	IfacePrefix string `json:"ifacePrefix,omitempty"`
+	// HostBinding4, where valid, is the host address of port bindings that
+	// have none (com.docker.network.bridge.host_binding_ipv4).
+	HostBinding4 netip.Addr `json:"hostBinding4,omitzero"`
+	// ProxyRemote is that of portmap.Target for every endpoint.
+	ProxyRemote bool `json:"proxyRemote,omitempty"`
+	// InhibitIPv4: the bridge gets no IPv4 address
+	// (com.docker.network.bridge.inhibit_ipv4).
+	InhibitIPv4 bool `json:"inhibitIPv4,omitempty"`
+	// Pool4 and Pool6 are the address pools as the engine sent them.
+	Pool4 netip.Prefix `json:"pool4,omitzero"`
+	Pool6 netip.Prefix `json:"pool6,omitzero"`
+}
+
+func (n Network) key() string { return n.ID }
+
+func (n Network) clone() Network {
+	n.Trusted = slices.Clone(n.Trusted)
+	return n
+}
+
+// Endpoint is one container's end of a network.
+type Endpoint struct {
+	ID      string `json:"id"`
+	Network string `json:"network"` // its ID
+
+	Phase   Phase     `json:"phase,omitempty"`
+	Created time.Time `json:"created,omitzero"`
+	// Gone is when the host-side interface was found to have vanished with its
+	// container. Where it is not zero the endpoint is a tombstone: it holds no
+	// port and is kept only so that the engine can take leave of it.
+	Gone time.Time `json:"gone,omitzero"`
+
+	// Sandbox is the SandboxKey of Join, the same for all endpoints of one run
+	// of a container; empty before.
+	Sandbox string       `json:"sandbox,omitempty"`
+	Addr4   netip.Prefix `json:"addr4,omitzero"`
+	Addr6   netip.Prefix `json:"addr6,omitzero"`
+	MAC     string       `json:"mac,omitempty"`
+	Veth    string       `json:"veth,omitempty"` // the host-side interface
+
+	// Owner is nil until somebody has told.
+	Owner *Owner `json:"owner,omitempty"`
+
+	Exposed []ExposedPort `json:"exposed,omitempty"`
+	// Gateway: the engine's last word on this endpoint was to publish
+	// (ProgramExternalConnectivity), not to revoke.
+	Gateway  bool              `json:"gateway,omitempty"`
+	Mappings []portmap.Mapping `json:"mappings,omitempty"`
+}
+
+func (e Endpoint) key() string { return e.ID }
+
+func (e Endpoint) clone() Endpoint {
+	if e.Owner != nil {
+		owner := *e.Owner
+		e.Owner = &owner
+	}
+	e.Exposed = slices.Clone(e.Exposed)
+	e.Mappings = slices.Clone(e.Mappings)
+	return e
+}
+
+// Owner is the container an endpoint belongs to. No message of the engine
+// carries it: it is told from outside.
+type Owner struct {
+	ContainerID   string `json:"containerID"`
+	ContainerName string `json:"containerName"`
+}
+
+// ExposedPort is a container port that the image or the user offers, published
+// or not.
+type ExposedPort struct {
+	Proto portmap.Proto `json:"proto"`
+	Port  uint16        `json:"port"`
+}
+
+// Sysctl is a kernel setting that was changed, and what to change it back to.
+type Sysctl struct {
+	Path string `json:"path"` // below /proc/sys/net, as ipv4/ip_forward
+	Old  string `json:"old"`
+	New  string `json:"new"`
+}

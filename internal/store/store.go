@@ -1,0 +1,214 @@
+package store
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"sync"
+	"sync/atomic"
+)
+
+// Store is an open state directory. All methods are safe for concurrent use.
+// What the getters return is the caller's own, and they never wait for a write.
+//
+// A method that changes something returns when the change is on the disk. After
+// an error nothing has changed, neither in memory nor on the disk; the error
+// wraps the errno (ENOSPC, EROFS, …), or os.ErrClosed after Close. A change to
+// what is already so is not written.
+type Store struct {
+	folder  folder
+	schema  int
+	damaged string
+	state   atomic.Pointer[state] // what the file has; stored under writing
+
+	mu   sync.Mutex // guards below; held for moments only
+	open *batch     // what the next write will carry, or nil
+
+	writing sync.Mutex // held during a write; guards below
+	lock    *os.File
+	closed  bool
+	unsure  bool // the file may have changes that state has not
+}
+
+// Close waits for the write that is going on and releases the directory to
+// others. The getters go on working; changes are refused. Close is idempotent.
+func (s *Store) Close() error {
+	s.writing.Lock()
+	defer s.writing.Unlock()
+	if s.closed {
+		return nil
+	}
+	s.closed = true
+	return s.lock.Close()
+}
+
+// Damaged is the path under which Open set a damaged state file aside, or "".
+func (s *Store) Damaged() string { return s.damaged }
+
+// Dir is the state directory as it was given to Open.
+func (s *Store) Dir() string { return s.folder.dir }
+
+// Networks returns all networks, by ascending ID.
+func (s *Store) Networks() []Network { return s.state.Load().networks.all() }
+
+// Network returns the network id, and whether there is one.
+func (s *Store) Network(id string) (Network, bool) { return s.state.Load().networks.get(id) }
+
+// PutNetwork stores n in place of the network with its ID, if any. Times lose
+// their zone (UTC) and monotonic clock.
+func (s *Store) PutNetwork(n Network) error {
+	n.Created = n.Created.UTC()
+	e, err := newEntry(n)
+	if err != nil {
+		return fmt.Errorf("put network %.12s: %w", n.ID, err)
+	}
+	err = s.commit(func(st *state) (*state, error) {
+		networks, changed := st.networks.with(e)
+		if !changed {
+			return st, nil
+		}
+		return &state{networks, st.endpoints, st.sysctls}, nil
+	})
+	if err != nil {
+		return fmt.Errorf("put network %.12s: %w", n.ID, err)
+	}
+	return nil
+}
+
+// DeleteNetwork removes the network id and all endpoints in it, in one write.
+// Removing what is absent is nil.
+func (s *Store) DeleteNetwork(id string) error {
+	err := s.commit(func(st *state) (*state, error) {
+		networks, gone := st.networks.without(func(n Network) bool { return n.ID == id })
+		endpoints, emptied := st.endpoints.without(func(e Endpoint) bool { return e.Network == id })
+		if !gone && !emptied {
+			return st, nil
+		}
+		return &state{networks, endpoints, st.sysctls}, nil
+	})
+	if err != nil {
+		return fmt.Errorf("delete network %.12s: %w", id, err)
+	}
+	return nil
+}
+
+// Endpoints returns all endpoints, tombstones too, by ascending ID.
+func (s *Store) Endpoints() []Endpoint { return s.state.Load().endpoints.all() }
+
+// Endpoint returns the endpoint id, and whether there is one.
+func (s *Store) Endpoint(id string) (Endpoint, bool) { return s.state.Load().endpoints.get(id) }
+
+// PutEndpoint stores e in place of the endpoint with its ID, if any. That its
+// network is stored too is the caller's business. Times lose their zone (UTC)
+// and monotonic clock.
+func (s *Store) PutEndpoint(e Endpoint) error {
+	entry, err := newEndpointEntry(e)
+	if err != nil {
+		return fmt.Errorf("put endpoint %.12s: %w", e.ID, err)
+	}
+	err = s.commit(func(st *state) (*state, error) { return st.withEndpoint(entry), nil })
+	if err != nil {
+		return fmt.Errorf("put endpoint %.12s: %w", e.ID, err)
+	}
+	return nil
+}
+
+// UpdateEndpoint lets f change the endpoint id; nothing else changes it between
+// f and the write. It returns false if there is no such endpoint. What f does to
+// the ID has no effect.
+//
+// f runs once, maybe in the goroutine of another caller, where it would panic
+// too. It may call the getters and no other method.
+func (s *Store) UpdateEndpoint(id string, f func(*Endpoint)) (bool, error) {
+	found := false
+	err := s.commit(func(st *state) (*state, error) {
+		var e Endpoint
+		if e, found = st.endpoints.get(id); !found {
+			return st, nil
+		}
+		f(&e)
+		e.ID = id
+		entry, err := newEndpointEntry(e)
+		if err != nil {
+			return nil, err
+		}
+		return st.withEndpoint(entry), nil
+	})
+	if err != nil {
+		return found, fmt.Errorf("update endpoint %.12s: %w", id, err)
+	}
+	return found, nil
+}
+
+// DeleteEndpoint removes the endpoint id. Removing what is absent is nil.
+func (s *Store) DeleteEndpoint(id string) error {
+	err := s.commit(func(st *state) (*state, error) {
+		endpoints, gone := st.endpoints.without(func(e Endpoint) bool { return e.ID == id })
+		if !gone {
+			return st, nil
+		}
+		return &state{st.networks, endpoints, st.sysctls}, nil
+	})
+	if err != nil {
+		return fmt.Errorf("delete endpoint %.12s: %w", id, err)
+	}
+	return nil
+}
+
+func newEndpointEntry(e Endpoint) (*entry[Endpoint], error) {
+	e.Created = e.Created.UTC()
+	e.Gone = e.Gone.UTC()
+	return newEntry(e)
+}
+
+func (s *state) withEndpoint(e *entry[Endpoint]) *state {
+	endpoints, changed := s.endpoints.with(e)
+	if !changed {
+		return s
+	}
+	return &state{s.networks, endpoints, s.sysctls}
+}
+
+// Sysctls returns the sysctls that were changed, in the order they were put.
+func (s *Store) Sysctls() []Sysctl { return slices.Clone(s.state.Load().sysctls) }
+
+// PutSysctl stores c. If its path is stored already, it keeps its place and its
+// Old, which is what the host had before us, and takes New from c.
+func (s *Store) PutSysctl(c Sysctl) error {
+	if c.Path == "" {
+		return errors.New("put sysctl: no path")
+	}
+	err := s.commit(func(st *state) (*state, error) {
+		i := slices.IndexFunc(st.sysctls, func(o Sysctl) bool { return o.Path == c.Path })
+		if i >= 0 && st.sysctls[i].New == c.New {
+			return st, nil
+		}
+		sysctls := slices.Clone(st.sysctls)
+		if i >= 0 {
+			sysctls[i].New = c.New
+		} else {
+			sysctls = append(sysctls, c)
+		}
+		return &state{st.networks, st.endpoints, sysctls}, nil
+	})
+	if err != nil {
+		return fmt.Errorf("put sysctl %s: %w", c.Path, err)
+	}
+	return nil
+}
+
+// DeleteSysctl removes the sysctl path. Removing what is absent is nil.
+func (s *Store) DeleteSysctl(path string) error {
+	err := s.commit(func(st *state) (*state, error) {
+		sysctls := slices.DeleteFunc(slices.Clone(st.sysctls), func(o Sysctl) bool { return o.Path == path })
+		if len(sysctls) == len(st.sysctls) {
+			return st, nil
+		}
+		return &state{st.networks, st.endpoints, sysctls}, nil
+	})
+	if err != nil {
+		return fmt.Errorf("delete sysctl %s: %w", path, err)
+	}
+	return nil
+}

@@ -1,0 +1,265 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"strconv"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"github.com/portolan/portolan/driver"
+	"github.com/portolan/portolan/internal/store"
+	"github.com/portolan/portolan/portmap"
+)
+
+// defaultStateDir is where the managed plugin has its propagatedMount, which
+// survives an upgrade.
+const defaultStateDir = "/var/lib/portolan"
+
+// stopWithin is the longest that an orderly stop takes.
+const stopWithin = 5 * time.Second
+
+// How often the tasks look.
+const (
+	checkEvery = 2 * time.Second  // rules that somebody else removed
+	retryEvery = 5 * time.Second  // ports that were taken when they were to be restored
+	reapEvery  = 30 * time.Second // endpoints whose container is gone
+)
+
+type daemonConfig struct {
+	socket     string
+	stateDir   string
+	mapper     choice
+	udpTimeout time.Duration
+	ipForward  bool
+	sysctlDir  string
+	logLevel   choice
+	logFormat  choice
+}
+
+func newDaemonCommand() *cobra.Command {
+	c := daemonConfig{
+		mapper:    choice{"auto", []string{"auto", "nftables", "iptables"}},
+		logLevel:  choice{"info", []string{"debug", "info", "warn", "error"}},
+		logFormat: choice{"text", []string{"text", "json"}},
+	}
+	cmd := &cobra.Command{
+		Use:   "daemon",
+		Short: "Serve the Docker engine as its network driver",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if c.udpTimeout <= 0 {
+				return usageError{fmt.Errorf("--udp-timeout %s: must be more than 0", c.udpTimeout)}
+			}
+			log := c.logger(cmd.ErrOrStderr())
+			return untilSignal(cmd.Context(), log, func(ctx context.Context) error { return c.run(ctx, log) })
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&c.socket, "socket", defaultSocket, "serve here; the file's name is the driver's name")
+	f.StringVar(&c.stateDir, "state-dir", defaultStateDir, "keep networks and endpoints here")
+	f.Var(&c.mapper, "mapper", "who writes the rules")
+	f.DurationVar(&c.udpTimeout, "udp-timeout", 90*time.Second, "forget a UDP flow through the proxy after so long without a datagram")
+	f.BoolVar(&c.ipForward, "ip-forward", true, "turn forwarding on where it is off")
+	f.StringVar(&c.sysctlDir, "sysctl-dir", findSysctlDir(), "the host's /proc/sys/net")
+	f.Var(&c.logLevel, "log-level", "the least that is logged")
+	f.Var(&c.logFormat, "log-format", "how it is logged, on stderr")
+	return cmd
+}
+
+// findSysctlDir is where sysctls can be written: a managed plugin's own
+// /proc/sys is read-only, so config.json mounts the host's beside it.
+func findSysctlDir() string {
+	const mounted = "/host/proc/sys/net"
+	if _, err := os.Stat(mounted + "/ipv4"); err == nil {
+		return mounted
+	}
+	return "/proc/sys/net"
+}
+
+func (c *daemonConfig) logger(w io.Writer) *slog.Logger {
+	var level slog.Level
+	_ = level.UnmarshalText([]byte(c.logLevel.value)) // choice has checked it
+	opts := &slog.HandlerOptions{Level: level}
+	if c.logFormat.value == "json" {
+		return slog.New(slog.NewJSONHandler(w, opts))
+	}
+	return slog.New(slog.NewTextHandler(w, opts))
+}
+
+// untilSignal runs serve until it ends by itself or SIGTERM or SIGINT cancels
+// its context. A second signal, or stopWithin, ends the wait for it.
+func untilSignal(ctx context.Context, log *slog.Logger, serve func(context.Context) error) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
+	defer signal.Stop(signals)
+
+	done := make(chan error, 1)
+	go report(ctx, serve, done)
+	select {
+	case err := <-done:
+		return err
+	case s := <-signals:
+		log.Info("stopping; rules stay in place", "signal", s)
+	case <-ctx.Done():
+	}
+	cancel()
+	late := time.NewTimer(stopWithin)
+	defer late.Stop()
+	select {
+	case err := <-done:
+		return err
+	case s := <-signals:
+		return fmt.Errorf("stopped in disorder by a second signal: %s", s)
+	case <-late.C:
+		return fmt.Errorf("still busy %s after the signal to stop", stopWithin)
+	}
+}
+
+// report ends when serve does.
+func report(ctx context.Context, serve func(context.Context) error, done chan<- error) {
+	done <- serve(ctx)
+}
+
+// run is the daemon, from its first check to its orderly end, which leaves
+// rules, bridges and sysctls in place. The order matters. The lock comes first,
+// since two daemons would undo each other's rules. The socket listens before
+// state is restored, since an engine gives up on a plugin that does not; what
+// the engine asks meanwhile waits in the driver.
+func (c *daemonConfig) run(ctx context.Context, log *slog.Logger) (err error) {
+	if err := needNetAdmin(); err != nil {
+		return err
+	}
+	lock, err := lockNamespace(c.socket, c.stateDir)
+	if err != nil {
+		return err
+	}
+	defer closing(&err, lock.Close)
+
+	st, err := store.Open(c.stateDir, log)
+	if err != nil {
+		return err
+	}
+	defer closing(&err, st.Close)
+
+	ln, err := listenSocket(c.socket)
+	if err != nil {
+		return err
+	}
+	defer ln.Close() // the server has closed it, unless it never came so far
+
+	mapper, kind, reason, err := portmap.OpenMapper(c.mapper.value, log)
+	if err != nil {
+		return err
+	}
+	defer closing(&err, mapper.Close)
+
+	publisher := portmap.NewPublisher(portmap.PublisherConfig{
+		Mapper:    mapper,
+		UDPIdle:   c.udpTimeout,
+		SysctlDir: c.sysctlDir,
+		Name:      func(endpoint string) string { return describe(st, endpoint) },
+		Log:       log,
+	})
+	defer closing(&err, publisher.Close)
+
+	d := driver.New(driver.Config{
+		Store:     st,
+		Mapper:    mapper,
+		Publisher: publisher,
+		SysctlDir: c.sysctlDir,
+		IPForward: c.ipForward,
+		Log:       log,
+		Version:   version,
+		Info:      c.info(kind, reason),
+	})
+	log.Info("portolan daemon", "version", version, "pid", os.Getpid(), "socket", c.socket, "state", c.stateDir,
+		"mapper", kind, "why", reason, "files", openFileLimit())
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return server{ln, d.Handler(), finishWithin, log}.run(ctx) })
+	group.Go(func() error {
+		if err := d.Restore(); err != nil {
+			return fmt.Errorf("restore state: %w", err)
+		}
+		if err := notify("READY=1"); err != nil {
+			log.Warn("systemd does not know that the daemon is ready", "error", err)
+		}
+		for _, t := range []task{
+			periodic{"check rules", checkEvery, func() error { return check(mapper, log) }, log},
+			periodic{"retry lost ports", retryEvery, publisher.Retry, log},
+			periodic{"reap endpoints", reapEvery, func() error { return d.Reap(time.Now()) }, log},
+		} {
+			group.Go(func() error { return t.run(ctx) })
+		}
+		return nil
+	})
+	return group.Wait()
+}
+
+// describe names an endpoint by its container, where somebody has told which it
+// is.
+func describe(st *store.Store, endpoint string) string {
+	ep, ok := st.Endpoint(endpoint)
+	if !ok || ep.Owner == nil || ep.Owner.ContainerName == "" {
+		return ""
+	}
+	return "container " + ep.Owner.ContainerName
+}
+
+// check repairs rules that somebody else has removed, and says so.
+func check(m portmap.Mapper, log *slog.Logger) error {
+	repaired, err := m.Check()
+	if repaired {
+		log.Warn("rules were missing and have been put back; something else changes this host's firewall")
+	}
+	return err
+}
+
+// closing runs one step of the end and keeps the first error.
+func closing(err *error, step func() error) { *err = errors.Join(*err, step()) }
+
+// info is what `portolan version` shows beside the version.
+func (c *daemonConfig) info(kind, reason string) map[string]string {
+	return map[string]string{
+		"pid":    strconv.Itoa(os.Getpid()),
+		"socket": c.socket,
+		"state":  c.stateDir,
+		"mapper": kind,
+		"reason": reason,
+	}
+}
+
+// needNetAdmin says what is missing before the first netlink call says "operation
+// not permitted".
+func needNetAdmin() error {
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if err := unix.Capget(&header, &data[0]); err != nil {
+		return fmt.Errorf("read own capabilities: %w", err)
+	}
+	if data[0].Effective&(1<<unix.CAP_NET_ADMIN) == 0 {
+		return errors.New("needs CAP_NET_ADMIN to make bridges and rules; run it as root, or install the managed plugin")
+	}
+	return nil
+}
+
+// openFileLimit is how many sockets the daemon may hold. The Go runtime has
+// raised it to the hard limit before main.
+func openFileLimit() uint64 {
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		return 0
+	}
+	return limit.Cur
+}

@@ -1,0 +1,85 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// listenSocket listens on a unix socket that only its owner may use. A socket
+// file that an earlier daemon left behind is replaced; one on which somebody
+// answers is not, and neither is any other kind of file.
+func listenSocket(path string) (*net.UnixListener, error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return nil, fmt.Errorf("make the socket's folder: %w", err)
+	}
+	if err := removeStale(path); err != nil {
+		return nil, fmt.Errorf("listen on %s: %w", path, err)
+	}
+	// A umask rather than a chmod: between bind and chmod, anybody could
+	// connect. The umask is the whole process's, which has nothing else
+	// running yet.
+	old := unix.Umask(0o177)
+	defer unix.Umask(old)
+	ln, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		return nil, err // says "listen unix PATH: …" by itself
+	}
+	return ln, nil
+}
+
+func removeStale(path string) error {
+	info, err := os.Lstat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if info.Mode().Type() != fs.ModeSocket {
+		return errors.New("there is a file of this name that is no socket; move it away")
+	}
+	conn, err := net.DialTimeout("unix", path, time.Second)
+	if err == nil {
+		defer conn.Close()
+		return fmt.Errorf("another process answers there%s; stop it or choose another --socket", peerText(conn))
+	}
+	if !errors.Is(err, syscall.ECONNREFUSED) {
+		return err
+	}
+	return os.Remove(path)
+}
+
+// peer is the process at the other end of a unix socket, as it was when it
+// listened or connected. The pid is 0 where it lies in another pid namespace.
+func peer(conn net.Conn) (*unix.Ucred, error) {
+	uc, ok := conn.(*net.UnixConn)
+	if !ok {
+		return nil, fmt.Errorf("%T is no unix socket", conn)
+	}
+	raw, err := uc.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	var cred *unix.Ucred
+	var credErr error
+	err = raw.Control(func(fd uintptr) {
+		cred, credErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
+	})
+	return cred, errors.Join(err, credErr)
+}
+
+func peerText(conn net.Conn) string {
+	cred, err := peer(conn)
+	if err != nil || cred.Pid == 0 {
+		return ""
+	}
+	return fmt.Sprintf(" (pid %d)", cred.Pid)
+}

@@ -1,0 +1,43 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"runtime"
+
+	"github.com/spf13/cobra"
+)
+
+func newVersionCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "version",
+		Short: "Show the versions of command and daemon",
+		Args:  cobra.NoArgs,
+	}
+	socket := addSocketFlag(cmd)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		out := cmd.OutOrStdout()
+		fmt.Fprintf(out, "command  %s (%s %s/%s)\n", version, runtime.Version(), runtime.GOOS, runtime.GOARCH)
+		c, err := findDaemon(cmd.Context(), *socket)
+		if errors.Is(err, errNoDaemon) {
+			fmt.Fprintf(out, "daemon   %v\n", err)
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		v, err := c.version(cmd.Context())
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(out, "daemon   %s at %s\n", v.Version, c.socket)
+		if kind := v.Info["mapper"]; kind != "" {
+			fmt.Fprintf(out, "mapper   %s: %s\n", kind, v.Info["reason"])
+		}
+		if v.Version != version {
+			fmt.Fprintf(out, "The command is %s and the daemon %s: install the same version of both.\n", version, v.Version)
+		}
+		return nil
+	}
+	return cmd
+}
