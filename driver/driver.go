@@ -77,6 +77,8 @@ type Driver struct {
 	pub    Publisher
 	sys    sysctls
 
+	maxBody int64 // bytes of a request
+
 	networks, endpoints, sandboxes locks
 
 	admitting  sync.Mutex // held from the checks of a new network to its record
@@ -101,6 +103,7 @@ func New(cfg Config) *Driver {
 		mapper:   cfg.Mapper,
 		pub:      cfg.Publisher,
 		sys:      sysctls{cfg.SysctlDir},
+		maxBody:  maxBody,
 		restored: make(chan struct{}),
 	}
 }

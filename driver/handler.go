@@ -97,7 +97,7 @@ type routes struct {
 func handle[Req, Resp any](rt routes, path string, f func(context.Context, Req) (Resp, error)) {
 	rt.bounded(path, func(ctx context.Context, w http.ResponseWriter, r *http.Request) (any, error) {
 		var req Req
-		if err := decode(http.MaxBytesReader(w, r.Body, maxBody), &req); err != nil {
+		if err := decode(http.MaxBytesReader(w, r.Body, rt.d.maxBody), &req); err != nil {
 			return nil, badRequest{err}
 		}
 		if c, ok := any(req).(interface{ check() error }); ok {

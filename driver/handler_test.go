@@ -66,10 +66,11 @@ func TestMissingIDs(t *testing.T) {
 
 func TestBodyTooLarge(t *testing.T) {
 	r := newRig(t)
-	status, answer := r.post("/NetworkDriver.Leave", `{"NetworkID":"`+strings.Repeat("n", maxBody)+`"}`)
+	r.maxBody = 1000
+	status, answer := r.post("/NetworkDriver.Leave", `{"NetworkID":"`+strings.Repeat("n", 1000)+`"}`)
 	assert.Equal(t, http.StatusBadRequest, status)
 	assert.Contains(t, answer["Err"], "too large")
-	status, answer = r.post("/NetworkDriver.Leave", `{"NetworkID":"n","EndpointID":"e"}`+strings.Repeat(" ", maxBody))
+	status, answer = r.post("/NetworkDriver.Leave", `{"NetworkID":"n","EndpointID":"e"}`+strings.Repeat(" ", 1000))
 	assert.Equal(t, http.StatusBadRequest, status)
 	assert.Contains(t, answer["Err"], "too large")
 }

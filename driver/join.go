@@ -36,10 +36,10 @@ func (d *Driver) plugIn(ctx context.Context, r joinRequest) (*network.JoinRespon
 	if ep.Sandbox != "" && ep.Sandbox != r.SandboxKey {
 		return nil, fmt.Errorf("it has joined %s; stop the container and start it again", ep.Sandbox)
 	}
-	// Somebody may have turned it off since the network was made, or the
-	// machine have been restarted.
-	if err := d.forward(n); err != nil {
-		return nil, err
+	if d.cfg.IPForward { // the machine may have been restarted
+		if err := d.forward(n); err != nil {
+			return nil, err
+		}
 	}
 	if err := plug(n, ep); err != nil {
 		return nil, err

@@ -207,12 +207,13 @@ func (d *Driver) dropOrphan(ctx context.Context, ep store.Endpoint) error {
 // razeNetwork takes a network without endpoints out of kernel and store. What
 // cannot be removed keeps its record, so that one can try again.
 func (d *Driver) razeNetwork(n store.Network) error {
-	// The rules go last: they guard what is still open.
-	err := errors.Join(d.unforward(n.ID), d.removeBridge(n))
-	if err == nil {
-		err = d.mapper.RemoveNetwork(n.ID)
+	// The rules go last: they guard what is still open. What cannot be closed
+	// keeps a record of its own.
+	d.warn(d.unforward(n.ID), "put back forwarding", n.ID)
+	if err := d.removeBridge(n); err != nil {
+		return err
 	}
-	if err != nil {
+	if err := d.mapper.RemoveNetwork(n.ID); err != nil {
 		return err
 	}
 	return d.store.DeleteNetwork(n.ID)

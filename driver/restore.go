@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/portolan/portolan/internal/store"
@@ -31,11 +32,13 @@ func (d *Driver) Restore() error {
 	defer d.restoreOnce.Do(func() { close(d.restored) })
 	d.finishHalves()
 	nets := d.store.Networks()
-	if d.rebooted(nets) {
+	if len(nets) > 0 && d.rebooted(nets) {
 		d.forgetSysctls()
 	}
+	d.warn(d.unforward(""), "put back forwarding", "")
 	built := d.rebuild(nets)
 	live := d.sortOut(built)
+	d.reportStrays()
 
 	var rules []portmap.Network
 	var runs []portmap.Run
@@ -138,6 +141,20 @@ func (d *Driver) sortOut(built map[string]store.Network) []store.Endpoint {
 		}
 	}
 	return live
+}
+
+// reportStrays names the interfaces that a state which is no more has left.
+func (d *Driver) reportStrays() {
+	links, err := ourLinks()
+	d.warn(err, "look for stray interfaces", "")
+	for _, l := range links {
+		alias := l.Attrs().Alias
+		_, isNetwork := d.store.Network(strings.TrimPrefix(alias, aliasNetwork))
+		_, isEndpoint := d.store.Endpoint(strings.TrimPrefix(alias, aliasEndpoint))
+		if !isNetwork && !isEndpoint {
+			d.log.Warn("an interface of an earlier state is left; portolan cleanup removes it", "interface", l.Attrs().Name, "alias", alias)
+		}
+	}
 }
 
 // revive says whether the endpoint has its port still, and has it on the

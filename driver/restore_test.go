@@ -118,6 +118,7 @@ func TestRestoreGoesOn(t *testing.T) {
 
 // A daemon that was killed leaves records that say so.
 func TestRestoreOfHalves(t *testing.T) {
+	forwardingOff(t)
 	r := twoNetworks(t)
 	n, _ := r.store.Network(id(1))
 	n.Phase = store.Intent
@@ -130,6 +131,8 @@ func TestRestoreOfHalves(t *testing.T) {
 	require.Len(t, links, 1)
 	assert.Equal(t, bridgeOf(2), links[0].Attrs().Name)
 	require.Len(t, r.store.Endpoints(), 1, "the engine may still delete it")
+	assert.Equal(t, "1", sysctl(t, "ipv4/ip_forward"))
+	assert.Equal(t, "0", sysctl(t, "ipv6/conf/all/forwarding"), "for network 1 alone")
 	r.ok("DeleteEndpoint", endpointOf(2, 20))
 	r.ok("DeleteNetwork", object{"NetworkID": id(2)})
 	r.nothingLeft()

@@ -190,7 +190,10 @@ type fakePublisher struct {
 	heldBy map[string][]portmap.Mapping // by sandbox
 }
 
-var _ Publisher = (*fakePublisher)(nil)
+var (
+	_ Publisher = (*fakePublisher)(nil)
+	_ Publisher = (*portmap.Publisher)(nil)
+)
 
 func newFakePublisher(m portmap.Mapper) *fakePublisher {
 	return &fakePublisher{mapper: m, next: 40000, of: map[string]string{}, heldBy: map[string][]portmap.Mapping{}}

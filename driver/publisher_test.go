@@ -1,0 +1,65 @@
+package driver
+
+import (
+	"net"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/portolan/portolan/portmap"
+)
+
+// With the real Publisher: a port is held from Program to the last Leave, over
+// a move, a restart and a conflict.
+func TestRealPublisher(t *testing.T) {
+	r := newRig(t)
+	var pub *portmap.Publisher
+	wire := func() {
+		pub = portmap.NewPublisher(portmap.PublisherConfig{Mapper: r.mapper})
+		r.Driver.pub = pub
+	}
+	wire()
+	t.Cleanup(func() { assert.NoError(t, pub.Close()) })
+	free := func() bool {
+		c, err := net.ListenPacket("udp4", "0.0.0.0:5353")
+		if err == nil {
+			require.NoError(t, c.Close())
+		}
+		return err == nil
+	}
+	r.ok("CreateNetwork", networkOf(1, true, nil))
+	r.ok("CreateNetwork", networkOf(2, false, nil))
+	r.run(1, 10, 2, true, "/sb1")
+	r.run(1, 11, 3, true, "/sb2")
+	r.ok("ProgramExternalConnectivity", programOf(1, 10, udp("", 5353, 53)))
+	assert.Equal(t, []string{"5353->53/udp"}, r.published(10))
+	assert.False(t, free())
+
+	text := r.refused("ProgramExternalConnectivity", programOf(1, 11, udp("", 5353, 53)))
+	assert.Contains(t, text, "publish ports of endpoint d000000b0000: ")
+	assert.Contains(t, text, "endpoint d000000a0000")
+	assert.Empty(t, r.published(11))
+
+	require.NoError(t, pub.Close())
+	require.NoError(t, r.store.Close())
+	r.open()
+	wire()
+	require.NoError(t, r.Restore())
+	assert.False(t, free())
+	assert.Len(t, r.mapper.Publications(), 1)
+
+	r.run(2, 20, 2, false, "/sb1")
+	r.ok("RevokeExternalConnectivity", endpointOf(1, 10))
+	r.ok("Leave", endpointOf(1, 10))
+	assert.False(t, free(), "the sandbox holds it")
+	r.ok("ProgramExternalConnectivity", programOf(2, 20, udp("", 5353, 53)))
+	r.ok("DeleteEndpoint", endpointOf(1, 10))
+	assert.Equal(t, []string{"5353->53/udp"}, r.published(20))
+	assert.False(t, free())
+	r.ok("Leave", endpointOf(2, 20))
+	assert.True(t, free())
+	r.ok("DeleteNetwork", object{"NetworkID": id(1)})
+	r.ok("DeleteNetwork", object{"NetworkID": id(2)})
+	r.nothingLeft()
+}
