@@ -6,8 +6,6 @@ import (
 	"log/slog"
 	"maps"
 	"os/exec"
-	"slices"
-	"strings"
 	"sync"
 )
 
@@ -39,25 +37,13 @@ type IPTablesConfig struct {
 	IPv6 string       // the program; default ip6tables, in PATH
 }
 
-// iptMirror is what the rules are made of.
-type iptMirror struct {
-	nets           map[string]Network
-	pubs           map[string]Publication // by endpoint
-	held           portIndex              // owners are endpoints
-	guard4, guard6 bool
-	uplinks        []string // bridges that lead to a LAN
-	foreign        []string // interfaces that lead to other drivers' containers; + is any ending
-}
-
 var _ Mapper = (*IPTables)(nil)
 
 // NewIPTables finds the programs. Nothing in the kernel changes before Load or
 // AddNetwork. The error wraps exec.ErrNotFound where a program is missing;
 // ip6tables is not needed where the kernel has no IPv6.
 func NewIPTables(cfg IPTablesConfig) (*IPTables, error) {
-	m := &IPTables{log: cfg.Log, iptMirror: iptMirror{
-		nets: map[string]Network{}, pubs: map[string]Publication{}, held: portIndex{},
-	}}
+	m := &IPTables{log: cfg.Log, iptMirror: *newIPTMirror()}
 	if m.log == nil {
 		m.log = slog.New(slog.DiscardHandler)
 	}
@@ -76,16 +62,6 @@ func NewIPTables(cfg IPTablesConfig) (*IPTables, error) {
 	}
 	m.have = make([]iptRuleset, len(m.tools))
 	return m, nil
-}
-
-// clone is a copy to change, and to keep if the kernel takes it.
-func (m *iptMirror) clone() *iptMirror {
-	next := *m
-	next.nets, next.pubs, next.held = maps.Clone(m.nets), maps.Clone(m.pubs), portIndex{}
-	for k, spans := range m.held {
-		next.held[k] = slices.Clone(spans)
-	}
-	return &next
 }
 
 // commitLocked makes the kernel what next says, and then the mirror. After an
@@ -119,7 +95,8 @@ func (m *IPTables) commitLocked(next *iptMirror, anew bool) error {
 func (m *IPTables) Load(nets []Network, pubs []Publication) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	next := &iptMirror{nets: map[string]Network{}, pubs: map[string]Publication{}, held: portIndex{}, guard4: m.guard4, guard6: m.guard6}
+	next := newIPTMirror()
+	next.guard4, next.guard6 = m.guard4, m.guard6
 	for _, n := range nets {
 		if err := next.addNetwork(n); err != nil {
 			return err
@@ -268,21 +245,4 @@ func CleanupIPTables() error {
 		}
 	}
 	return errors.Join(errs...)
-}
-
-// addNetwork refuses names that would be something else in a rule.
-func (m *iptMirror) addNetwork(n Network) error {
-	for _, name := range append([]string{n.Bridge}, n.Trusted...) {
-		if name == "" || len(name) > 15 || strings.ContainsFunc(name, iptUnsafe) {
-			return fmt.Errorf("add network %.12s to iptables: bad interface name %q", n.ID, name)
-		}
-	}
-	m.nets[n.ID] = n
-	return nil
-}
-
-// iptUnsafe says whether a letter in a name may end or change a word of a rule:
-// + at the end of an interface's name is a pattern.
-func iptUnsafe(r rune) bool {
-	return r <= ' ' || r > '~' || strings.ContainsRune("\"'\\+!", r)
 }

@@ -3,12 +3,54 @@ package portmap
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
 
 	"github.com/vishvananda/netlink"
 )
+
+// iptMirror is what the rules are made of.
+type iptMirror struct {
+	nets           map[string]Network
+	pubs           map[string]Publication // by endpoint
+	held           portIndex              // owners are endpoints
+	guard4, guard6 bool
+	uplinks        []string // bridges that lead to a LAN
+	foreign        []string // interfaces that lead to other drivers' containers; + is any ending
+}
+
+func newIPTMirror() *iptMirror {
+	return &iptMirror{nets: map[string]Network{}, pubs: map[string]Publication{}, held: portIndex{}}
+}
+
+// clone is a copy to change, and to keep if the kernel takes it.
+func (m *iptMirror) clone() *iptMirror {
+	next := *m
+	next.nets, next.pubs, next.held = maps.Clone(m.nets), maps.Clone(m.pubs), portIndex{}
+	for k, spans := range m.held {
+		next.held[k] = slices.Clone(spans)
+	}
+	return &next
+}
+
+// addNetwork refuses names that would be something else in a rule.
+func (m *iptMirror) addNetwork(n Network) error {
+	for _, name := range append([]string{n.Bridge}, n.Trusted...) {
+		if name == "" || len(name) > 15 || strings.ContainsFunc(name, iptUnsafe) {
+			return fmt.Errorf("add network %.12s to iptables: bad interface name %q", n.ID, name)
+		}
+	}
+	m.nets[n.ID] = n
+	return nil
+}
+
+// iptUnsafe says whether a letter in a name may end or change a word of a rule:
+// + at the end of an interface's name is a pattern.
+func iptUnsafe(r rune) bool {
+	return r <= ' ' || r > '~' || strings.ContainsRune("\"'\\+!", r)
+}
 
 // publish adds what an endpoint publishes, which must not be there yet.
 func (m *iptMirror) publish(p Publication) error {
@@ -25,8 +67,8 @@ func (m *iptMirror) publish(p Publication) error {
 		if err := iptValid(mp); err != nil {
 			return fmt.Errorf("map %s of endpoint %.12s: %w", mp, p.Endpoint, err)
 		}
-		held, any := iptHeld(p.Target, mp)
-		if !any {
+		held, some := iptHeld(p.Target, mp)
+		if !some {
 			continue
 		}
 		switch s, addr, taken := m.held.conflict(held, ""); {
@@ -48,7 +90,7 @@ func (m *iptMirror) leave(endpoint string) {
 	p := m.pubs[endpoint]
 	delete(m.pubs, endpoint)
 	for _, mp := range p.Mappings {
-		if held, any := iptHeld(p.Target, mp); any {
+		if held, some := iptHeld(p.Target, mp); some {
 			m.held.remove(held, endpoint)
 		}
 	}
@@ -56,7 +98,7 @@ func (m *iptMirror) leave(endpoint string) {
 
 // iptHeld is the part of a mapping that takes host ports: that of the families
 // that are translated.
-func iptHeld(t Target, m Mapping) (held Mapping, any bool) {
+func iptHeld(t Target, m Mapping) (held Mapping, some bool) {
 	is4, is6 := m.Is4() && !t.Routed4, m.Is6() && !t.Routed6
 	if m.HostIP.IsValid() || is4 == is6 {
 		return m, is4 || is6

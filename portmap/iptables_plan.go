@@ -2,11 +2,8 @@ package portmap
 
 import (
 	"cmp"
-	"crypto/sha256"
-	"encoding/hex"
 	"fmt"
 	"maps"
-	"net/netip"
 	"slices"
 	"strings"
 )
@@ -202,124 +199,4 @@ func iptPlanNetwork(is4 bool, r iptRuleset, n Network, m *iptMirror) {
 		source = "SNAT --to-source " + snat.String()
 	}
 	r.add("nat", "POSTROUTING", fmt.Sprintf("-s %s ! -o %s -j %s", subnet.Masked(), n.Bridge, source))
-}
-
-// iptPlanEndpoint is what one endpoint publishes, in chains of its own.
-func iptPlanEndpoint(is4 bool, r iptRuleset, p Publication, n Network) {
-	id := iptShortID(p.Endpoint)
-	routed := p.Routed6
-	if is4 {
-		routed = p.Routed4
-	}
-	var dnat, open, refuse []string
-	for _, m := range p.Mappings {
-		if (is4 && p.NAT4(m)) || (!is4 && p.NAT6(m)) {
-			dnat = append(dnat, iptDNATRule(is4, p, m))
-		}
-		if routed {
-			open = append(open, iptOpenRules(is4, p, m)...)
-		}
-		refuse = append(refuse, iptRefuseRules(is4, p, m)...)
-	}
-	if len(dnat) > 0 {
-		r.add("nat", "DNAT-"+id, dnat...)
-		r.add("nat", "DNAT", "-j "+iptPrefix+"DNAT-"+id)
-	}
-	if len(open) > 0 && !n.Internal {
-		r.add("filter", "OPEN-"+id, open...)
-		r.add("filter", "IN-"+n.Bridge, "-j "+iptPrefix+"OPEN-"+id)
-	}
-	if len(refuse) > 0 {
-		r.add("filter", "REFUSE-"+id, refuse...)
-		r.add("filter", "INPUT", "-j "+iptPrefix+"REFUSE-"+id)
-	}
-}
-
-// iptShortID names an endpoint's chains: the first twelve letters of an ID of
-// the engine, as its own command line prints it.
-func iptShortID(endpoint string) string {
-	if b, err := hex.DecodeString(endpoint); err == nil && len(b) == 32 {
-		return strings.ToLower(endpoint[:12])
-	}
-	sum := sha256.Sum256([]byte(endpoint))
-	return hex.EncodeToString(sum[:6])
-}
-
-// iptPorts matches a closed range of destination ports.
-func iptPorts(p Proto, first, last uint16) string {
-	if first == last {
-		return fmt.Sprintf("-p %s -m %s --dport %d ", p, p, first)
-	}
-	return fmt.Sprintf("-p %s -m %s --dport %d:%d ", p, p, first, last)
-}
-
-func iptTo(m Mapping) string {
-	if m.Wildcard() {
-		return ""
-	}
-	return fmt.Sprintf("-d %s ", netip.PrefixFrom(m.HostIP, m.HostIP.BitLen()))
-}
-
-func iptComment(endpoint string) string { return "-m comment --comment " + endpoint + " " }
-
-// iptDNATRule translates a mapping. Where the numbers are equal, the port is
-// left as it is; a shifted range keeps its order by "/", the host port that
-// the first container port stands for.
-func iptDNATRule(is4 bool, p Publication, m Mapping) string {
-	to := p.IPv4.String()
-	if !is4 {
-		to = p.IPv6.String()
-	}
-	if m.Shifted() {
-		if !is4 {
-			to = "[" + to + "]"
-		}
-		to = fmt.Sprintf("%s:%d", to, m.Port)
-		if m.Len() > 1 {
-			to = fmt.Sprintf("%s-%d/%d", to, m.PortEnd(), m.HostPort)
-		}
-	}
-	return iptTo(m) + iptPorts(m.Proto, m.HostPort, m.HostPortEnd) + iptComment(p.Endpoint) + "-j DNAT --to-destination " + to
-}
-
-// iptOpenRules open a container port of a routed network at the container's
-// own address.
-func iptOpenRules(is4 bool, p Publication, m Mapping) []string {
-	addr, meant := p.IPv6, m.Is6()
-	if is4 {
-		addr, meant = p.IPv4, m.Is4()
-	}
-	if !meant || !addr.IsValid() {
-		return nil
-	}
-	match := fmt.Sprintf("-d %s %s%s", netip.PrefixFrom(addr, addr.BitLen()), iptPorts(m.Proto, m.Port, m.PortEnd()), iptComment(p.Endpoint))
-	return []string{match + "-j " + iptPrefix + "PORTS", match + "-j ACCEPT"}
-}
-
-// iptRefuseRules refuse clients of other hosts that would reach the reserved
-// socket, where the proxy serves this host's own clients only. IPv4 broadcast
-// and multicast are not refused: a wildcard UDP port always serves them.
-func iptRefuseRules(is4 bool, p Publication, m Mapping) []string {
-	if p.ProxyRemote || m.Proto == SCTP || m.HostIP.IsLoopback() {
-		return nil
-	}
-	with, local := "icmp6-port-unreachable", ""
-	if is4 {
-		with, local = "icmp-port-unreachable", "-m addrtype --dst-type LOCAL "
-	}
-	if m.Proto == TCP {
-		with = "tcp-reset"
-	}
-	rest := iptPorts(m.Proto, m.HostPort, m.HostPortEnd) + iptComment(p.Endpoint) + local + "-j REJECT --reject-with " + with
-	switch {
-	case is4 && m.Is4() && !p.Routed4 && !p.NAT4(m), !is4 && m.Is6() && !p.Routed6 && !p.NAT6(m):
-		return []string{iptTo(m) + rest}
-	case is4 || !p.NAT6(m):
-		return nil
-	case m.Wildcard():
-		return []string{"-s fe80::/10 " + rest, "-d fe80::/10 " + rest}
-	case m.HostIP.IsLinkLocalUnicast():
-		return []string{iptTo(m) + rest}
-	}
-	return []string{"-s fe80::/10 " + iptTo(m) + rest} // -s comes first in the kernel's own words
 }

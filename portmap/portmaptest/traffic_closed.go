@@ -3,21 +3,23 @@ package portmaptest
 import (
 	"net"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/portolan/portolan/internal/netnstest"
 	"github.com/portolan/portolan/portmap"
 )
 
 func loopback(l *lab) {
-	l.publish(publish(l, target2, slicesOf(both("127.0.0.1:8080->80"), both("8081->81"))...))
+	l.publish(publish(l, target2, slices.Concat(both("127.0.0.1:8080->80"), both("8081->81"))...))
 	two := serve(l.T, l.c2, netip.Addr{}, "udp:80", "tcp:80")
 	control := serve(l.T, l.c2, netip.Addr{}, "udp:81", "tcp:81")
 	own := serve(l.T, here{}, localhost4, "udp:9999")
 
 	requireAnswered(l.T, net0.Gateway4, probes("host", here{}, 8080, localhost4)...)
-	requireSilent(l.T, slicesOfProbes(
+	requireSilent(l.T, slices.Concat(
 		probes("host", here{}, 8080, netip.MustParseAddr("127.0.0.2"), lan4),
 		probes("neighbour", l.neighbour, 8080, lan4, lan6),
 		probes("other network", l.c4, 8080, lan4, net0.Gateway4, net1.Gateway4),
@@ -54,13 +56,6 @@ func loopback(l *lab) {
 	}
 }
 
-func slicesOfProbes(parts ...[]probe) (all []probe) {
-	for _, p := range parts {
-		all = append(all, p...)
-	}
-	return all
-}
-
 func closedByDrop(l *lab) { closed(l) }
 
 // closedByUs is closed where nothing but our own rules drops.
@@ -76,7 +71,7 @@ func closed(l *lab) {
 	requireReached(l.T, probes("same network", l.c3, 81, target2.IPv4, target2.IPv6)...)
 	requireReached(l.T, probes("neighbour", l.neighbour, 8080, lan4, lan6)...)
 	for _, port := range []uint16{80, 81} {
-		requireSilent(l.T, slicesOfProbes(
+		requireSilent(l.T, slices.Concat(
 			probes("neighbour", l.neighbour, port, target2.IPv4, target2.IPv6),
 			probes("other network", l.c4, port, target2.IPv4, target2.IPv6),
 			probes("docker0", l.foreign, port, target2.IPv4, target2.IPv6))...)
@@ -90,6 +85,23 @@ func foreignBridge(l *lab) {
 	requireReached(l.T, probes("docker0", l.foreign, 82, neighbour4, neighbour6)...)
 	requireReached(l.T, probes("container", l.c2, 82, neighbour4, neighbour6)...)
 	requireSilent(l.T, probes("container", l.c2, 81, foreign4, foreign6)...)
+
+	// A bridge with containers whose name says nothing, and one with a name like
+	// those of Docker that the default route goes by: the host's LAN.
+	netnstest.Bridge(l.T, "other0", "172.18.0.1/16")
+	netnstest.Bridge(l.T, "br-wan", "203.0.113.1/24")
+	run(l.T, "ip", "route", "add", "default", "via", "203.0.113.2", "dev", "br-wan")
+	other, wan := netnstest.NewHost(l.T), netnstest.NewHost(l.T)
+	other.Connect("veth6", "eth0", "other0", nil, []string{"172.18.0.2/16"})
+	other.Route("172.18.0.1")
+	wan.Connect("veth7", "eth0", "br-wan", nil, []string{"203.0.113.2/24"})
+	serve(l.T, other, netip.Addr{}, "udp:81", "tcp:81")
+	serve(l.T, wan, netip.Addr{}, "udp:82", "tcp:82")
+	l.publish()
+	other4, wan4 := netip.MustParseAddr("172.18.0.2"), netip.MustParseAddr("203.0.113.2")
+	requireReached(l.T, probes("host", here{}, 81, other4)...)
+	requireReached(l.T, probes("container", l.c2, 82, wan4)...)
+	requireSilent(l.T, probes("container", l.c2, 81, other4)...)
 }
 
 func noICC(l *lab) {
@@ -115,7 +127,7 @@ func internal(l *lab) {
 	requireReached(l.T, probes("same network", l.c3, 80, target2.IPv4, target2.IPv6)...)
 	requireReached(l.T, probes("host", here{}, 80, target2.IPv4, target2.IPv6)...)
 	requireReached(l.T, probes("neighbour", l.neighbour, 8081, lan4, lan6)...)
-	requireSilent(l.T, slicesOfProbes(
+	requireSilent(l.T, slices.Concat(
 		probes("out", l.c2, 82, neighbour4, neighbour6),
 		probes("to docker0", l.c2, 81, foreign4, foreign6),
 		probes("to another network", l.c2, 80, target4.IPv4, target4.IPv6),
@@ -145,7 +157,7 @@ func routed(l *lab) {
 		requireAnswered(l.T, natHost, probes("nat, out", l.c2, 82, masqueraded)...)
 		require.NoError(l.T, echo(l.neighbour, routedTo, answerWait), "ICMP echo to %s", routedTo)
 		require.Error(l.T, echo(l.neighbour, natTo, silenceWait), "ICMP echo to %s", natTo)
-		requireSilent(l.T, slicesOfProbes(
+		requireSilent(l.T, slices.Concat(
 			probes("routed, unpublished", l.neighbour, 81, routedTo),
 			probes("routed, host port", l.neighbour, 8080, routedHost, routedTo),
 			probes("nat, directly", l.neighbour, 80, natTo))...)
@@ -173,7 +185,7 @@ func trusted(l *lab) {
 	serve(l.T, l.c2, netip.Addr{}, "udp:81", "tcp:81")
 	serve(l.T, l.c4, netip.Addr{}, "udp:81", "tcp:81")
 	requireAnswered(l.T, netip.Addr{}, probes("neighbour", l.neighbour, 81, target2.IPv4, target2.IPv6)...)
-	requireSilent(l.T, slicesOfProbes(
+	requireSilent(l.T, slices.Concat(
 		probes("other network", l.c4, 81, target2.IPv4, target2.IPv6),
 		probes("neighbour, to the other network", l.neighbour, 81, target4.IPv4, target4.IPv6))...)
 }

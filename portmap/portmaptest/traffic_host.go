@@ -2,6 +2,7 @@ package portmaptest
 
 import (
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/stretchr/testify/require"
@@ -19,7 +20,7 @@ func userDrops(l *lab) {
 	verify := func() {
 		requireReached(l.T, probes("host", here{}, 8080, localhost4, lan4, lan6)...)
 		requireReached(l.T, probes("other network", l.c4, 8080, lan4, lan6)...)
-		requireSilent(l.T, slicesOfProbes(
+		requireSilent(l.T, slices.Concat(
 			probes("neighbour", l.neighbour, 8080, lan4, lan6),
 			probes("answers to the container", l.c2, 82, neighbour4, neighbour6))...)
 	}

@@ -3,6 +3,7 @@ package portmaptest
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -28,7 +29,7 @@ func published(l *lab) {
 }
 
 func ranges(l *lab) {
-	l.publish(publish(l, target2, slicesOf(
+	l.publish(publish(l, target2, slices.Concat(
 		both("10000-10999->10000-10999"), both("20000-20099->30000-30099"),
 		both("65000-65535->65000-65535"), both("60000-60009->64991-65000"), both("4000-4009->65526-65535"))...))
 	// 65000 is both of a range's last container port and of an equal range.
@@ -54,17 +55,10 @@ func ranges(l *lab) {
 	requireSilent(l.T, probes("neighbour", l.neighbour, 30050, lan4, lan6)...)
 }
 
-func slicesOf(parts ...[]string) (all []string) {
-	for _, p := range parts {
-		all = append(all, p...)
-	}
-	return all
-}
-
 func oneAddress(l *lab) {
 	l.publish(
-		publish(l, target2, slicesOf(both("198.51.100.10:8080->80"), both("[2001:db8:2::10]:8080->80"))...),
-		publish(l, target3, slicesOf(both("198.51.100.10:9000-9009->9000-9009"), both("198.51.100.1:8080->80"))...))
+		publish(l, target2, slices.Concat(both("198.51.100.10:8080->80"), both("[2001:db8:2::10]:8080->80"))...),
+		publish(l, target3, slices.Concat(both("198.51.100.10:9000-9009->9000-9009"), both("198.51.100.1:8080->80"))...))
 	two := serve(l.T, l.c2, netip.Addr{}, "udp:80", "tcp:80")
 	three := serve(l.T, l.c3, netip.Addr{}, "udp:80", "tcp:80", "udp:9005", "tcp:9005")
 	requireAnswered(l.T, netip.Addr{}, probes("neighbour", l.neighbour, 8080, lan4b, lan6b)...)
@@ -116,7 +110,7 @@ func hairpin(brNetfilter string) func(*lab) {
 		l.bridgeNetfilter(brNetfilter)
 		l.publish(
 			publish(l, target2, both("8080->80")...),
-			publish(l, target3, slicesOf(both("198.51.100.1:9000->80"), both("[2001:db8:1::1]:9000->80"))...))
+			publish(l, target3, slices.Concat(both("198.51.100.1:9000->80"), both("[2001:db8:1::1]:9000->80"))...))
 		two := serve(l.T, l.c2, netip.Addr{}, "udp:80", "tcp:80")
 		serve(l.T, l.c3, netip.Addr{}, "udp:80", "tcp:80")
 		requireReached(l.T, probes("itself", l.c2, 8080, lan4, lan6, net0.Gateway4, net0.Gateway6)...)
