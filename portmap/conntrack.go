@@ -22,8 +22,8 @@ import (
 // Entries that are right stay, so that nothing is lost by calling it once more;
 // flows to the same port of other hosts are not looked at. The table is read
 // once, one entry at a time.
-func flushUDP(old, pub Publication) error {
-	ports := udpPorts(old, pub)
+func flushUDP(old Publication, pubs ...Publication) error {
+	ports := udpPorts(old, pubs)
 	if ports == nil {
 		return nil
 	}
@@ -65,15 +65,17 @@ type udpTarget struct {
 }
 
 // udpPorts is nil where no UDP port changes.
-func udpPorts(old, pub Publication) *udpTargets {
+func udpPorts(old Publication, pubs []Publication) *udpTargets {
 	var ts udpTargets
 	found := false
-	for i, p := range []Publication{pub, {Mappings: old.Mappings}} {
+	for i, ps := range [][]Publication{pubs, {{Mappings: old.Mappings}}} {
 		ts[i] = map[netip.Addr][]udpTarget{}
-		for _, m := range p.Mappings {
-			if m.Proto == UDP {
-				ts[i][m.HostIP] = append(ts[i][m.HostIP], udpTarget{m, p.Target})
-				found = true
+		for _, p := range ps {
+			for _, m := range p.Mappings {
+				if m.Proto == UDP {
+					ts[i][m.HostIP] = append(ts[i][m.HostIP], udpTarget{m, p.Target})
+					found = true
+				}
 			}
 		}
 		for _, list := range ts[i] {

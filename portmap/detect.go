@@ -35,7 +35,11 @@ func detectMapper(log *slog.Logger) (Mapper, string, string, error) {
 	if nftErr == nil && !legacyDocker() {
 		return nft, MapperNFTables, "the kernel has nftables", nil
 	}
-	ipt, iptErr := NewIPTables(IPTablesConfig{Log: log})
+	cfg := IPTablesConfig{Log: log}
+	if nftErr == nil {
+		cfg.IPv4, cfg.IPv6 = legacyIPTables.IPv4, legacyIPTables.IPv6
+	}
+	ipt, iptErr := NewIPTables(cfg)
 	switch {
 	case iptErr == nil && nftErr == nil:
 		return ipt, MapperIPTables, "Docker's chains are iptables-legacy's, which nftables cannot reach", nft.Close()
@@ -58,5 +62,11 @@ func Cleanup(log *slog.Logger) error {
 		// The mirror is empty: what Load leaves is nothing.
 		err = errors.Join(m.Load(nil, nil), m.Close())
 	}
-	return errors.Join(err, CleanupIPTables())
+	err = errors.Join(err, CleanupIPTables(IPTablesConfig{Log: log}))
+	if legacyTables() {
+		cfg := legacyIPTables
+		cfg.Log = log
+		err = errors.Join(err, CleanupIPTables(cfg))
+	}
+	return err
 }

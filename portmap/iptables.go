@@ -227,13 +227,16 @@ func (r iptRuleset) sameSize(other iptRuleset) bool {
 // Close implements Mapper.
 func (m *IPTables) Close() error { return nil }
 
-// CleanupIPTables removes every rule and chain of ours in both families, by the
-// programs of that name in PATH. Where there is no such program, there is
-// nothing to do.
-func CleanupIPTables() error {
+// CleanupIPTables removes every rule and chain of ours in both families. Where
+// there is no such program, there is nothing to do.
+func CleanupIPTables(cfg IPTablesConfig) error {
 	var errs []error
 	for _, is4 := range []bool{true, false} {
-		t, err := openIPT(is4, "")
+		path := cfg.IPv6
+		if is4 {
+			path = cfg.IPv4
+		}
+		t, err := openIPT(is4, path)
 		if errors.Is(err, exec.ErrNotFound) || !is4 && !iptHasIPv6() {
 			continue
 		}

@@ -47,7 +47,7 @@ func TestIPTablesMissing(t *testing.T) {
 	t.Setenv("PATH", t.TempDir())
 	_, err := portmap.NewIPTables(portmap.IPTablesConfig{})
 	require.ErrorIs(t, err, exec.ErrNotFound)
-	require.NoError(t, portmap.CleanupIPTables(), "no program, nothing to do")
+	require.NoError(t, portmap.CleanupIPTables(portmap.IPTablesConfig{}), "no program, nothing to do")
 }
 
 func TestIPTablesTooOld(t *testing.T) {
@@ -75,9 +75,9 @@ func TestCleanupIPTables(t *testing.T) {
 	// A jump that an older layout may have left.
 	iptCommand(t, "iptables", "-I", "FORWARD", "-j", "PORTOLAN-FORWARD")
 
-	require.NoError(t, portmap.CleanupIPTables())
+	require.NoError(t, portmap.CleanupIPTables(portmap.IPTablesConfig{}))
 	require.Equal(t, clean, iptRules(t))
-	require.NoError(t, portmap.CleanupIPTables(), "again")
+	require.NoError(t, portmap.CleanupIPTables(portmap.IPTablesConfig{}), "again")
 	require.Equal(t, clean, iptRules(t))
 }
 

@@ -13,15 +13,24 @@ import (
 // with the same tool. The kernel does not list legacy chains by netlink, so the
 // host's own program is asked, where there is one.
 func legacyDocker() bool {
-	names, err := os.ReadFile("/proc/net/ip_tables_names")
-	if err != nil || !strings.Contains(string(names), "filter") {
-		return false
-	}
-	path, err := exec.LookPath("iptables-legacy")
-	if err != nil {
+	if !legacyTables() {
 		return false
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
-	return exec.CommandContext(ctx, path, "-w", "5", "-n", "-L", DockerUserChain).Run() == nil
+	return exec.CommandContext(ctx, legacyIPTables.IPv4, "-w", "5", "-n", "-L", DockerUserChain).Run() == nil
+}
+
+// legacyIPTables are the programs of the legacy variant.
+var legacyIPTables = IPTablesConfig{IPv4: "iptables-legacy", IPv6: "ip6tables-legacy"}
+
+// legacyTables says whether the kernel has tables of the legacy variant in this
+// network namespace, and the host has its program.
+func legacyTables() bool {
+	names, err := os.ReadFile("/proc/net/ip_tables_names")
+	if err != nil || !strings.Contains(string(names), "filter") {
+		return false
+	}
+	_, err = exec.LookPath(legacyIPTables.IPv4)
+	return err == nil
 }

@@ -36,15 +36,11 @@ type NFTables struct {
 
 // nftMirror is what the kernel has of ours.
 type nftMirror struct {
-	nets  map[string]Network
-	pubs  map[string]Publication // by endpoint
-	held  portIndex              // owners are endpoints
-	hosts map[netip.Addr]int     // mappings that name a host address
+	mirror
+	hosts map[netip.Addr]int // mappings that name a host address
 }
 
-func newNFTMirror() nftMirror {
-	return nftMirror{map[string]Network{}, map[string]Publication{}, portIndex{}, map[netip.Addr]int{}}
-}
+func newNFTMirror() nftMirror { return nftMirror{newMirror(), map[netip.Addr]int{}} }
 
 var _ Mapper = (*NFTables)(nil)
 
@@ -82,7 +78,7 @@ func (m *NFTables) Load(nets []Network, pubs []Publication) error {
 		m.nets[n.ID] = n
 	}
 	for _, p := range pubs {
-		if err := m.admit(p); err != nil {
+		if err := m.publish(p); err != nil {
 			m.nftMirror = old
 			return err
 		}

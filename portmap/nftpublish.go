@@ -1,62 +1,30 @@
 package portmap
 
 import (
+	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 )
 
-// admit takes p into the mirror if no other endpoint has one of its ports.
-func (m *nftMirror) admit(p Publication) error {
-	if _, known := m.nets[p.Network]; !known {
-		return fmt.Errorf("map ports of endpoint %.12s: no such network: %.12s", p.Endpoint, p.Network)
-	}
-	if err := m.free(p); err != nil {
+// publish counts the host addresses that p names, each of which has a chain.
+func (m *nftMirror) publish(p Publication) error {
+	if err := m.mirror.publish(p); err != nil {
 		return err
-	}
-	m.enter(p)
-	return nil
-}
-
-// free says whether p's ports are nobody else's, and not twice in p.
-func (m *nftMirror) free(p Publication) error {
-	own := portIndex{}
-	for _, mp := range p.Held() {
-		if s, addr, taken := m.held.conflict(mp, p.Endpoint); taken {
-			return fmt.Errorf("map %s of endpoint %.12s: %w: %s port %d on %s is endpoint %.12s's",
-				mp, p.Endpoint, ErrPortInUse, mp.Proto, s.first, addr, s.owner)
-		}
-		if _, _, twice := own.conflict(mp, ""); twice {
-			return fmt.Errorf("map %s of endpoint %.12s: %w: by another of its mappings", mp, p.Endpoint, ErrPortInUse)
-		}
-		own.add(mp, p.Endpoint)
-	}
-	return nil
-}
-
-func (m *nftMirror) enter(p Publication) {
-	if len(p.Mappings) == 0 {
-		return
-	}
-	m.pubs[p.Endpoint] = p
-	for _, mp := range p.Held() {
-		m.held.add(mp, p.Endpoint)
 	}
 	for _, a := range hostMaps(p) {
 		m.hosts[a]++
 	}
+	return nil
 }
 
 func (m *nftMirror) leave(endpoint string) {
-	p := m.pubs[endpoint]
-	delete(m.pubs, endpoint)
-	for _, mp := range p.Held() {
-		m.held.remove(mp, endpoint)
-	}
-	for _, a := range hostMaps(p) {
+	for _, a := range hostMaps(m.pubs[endpoint]) {
 		if m.hosts[a]--; m.hosts[a] == 0 {
 			delete(m.hosts, a)
 		}
 	}
+	m.mirror.leave(endpoint)
 }
 
 // replaceLocked makes p all that its endpoint publishes, in one transaction.
@@ -67,32 +35,38 @@ func (m *NFTables) replaceLocked(p Publication) error {
 	if len(old.Mappings) == 0 && len(p.Mappings) == 0 {
 		return nil
 	}
-	if err := m.free(p); err != nil {
-		return err
-	}
-	before := map[netip.Addr]bool{}
-	for a := range m.hosts {
-		before[a] = true
-	}
+	hosts := maps.Clone(m.hosts)
 	m.leave(p.Endpoint)
-	m.enter(p)
-	if err := m.commitLocked(old, p, before); err != nil {
-		m.leave(p.Endpoint)
-		m.enter(old)
-		return fmt.Errorf("map ports of endpoint %.12s: %w", p.Endpoint, err)
+	err := m.enter(p)
+	if err == nil {
+		if err = m.commitLocked(old, p, hosts); err != nil {
+			m.leave(p.Endpoint)
+			err = fmt.Errorf("map ports of endpoint %.12s: %w", p.Endpoint, err)
+		}
+	}
+	if err != nil {
+		return errors.Join(err, m.enter(old))
 	}
 	m.gen = m.generation()
 	return nil
 }
 
-func (m *NFTables) commitLocked(old, p Publication, hostsBefore map[netip.Addr]bool) error {
+// enter is publish, but for a publication of nothing.
+func (m *nftMirror) enter(p Publication) error {
+	if len(p.Mappings) == 0 {
+		return nil
+	}
+	return m.publish(p)
+}
+
+func (m *NFTables) commitLocked(old, p Publication, hostsBefore map[netip.Addr]int) error {
 	gone, fresh := difference(elements(old), elements(p))
 	if err := m.conn.delElems(gone); err != nil {
 		return err
 	}
 	var added []netip.Addr
 	for a := range m.hosts {
-		if hostsBefore[a] {
+		if hostsBefore[a] > 0 {
 			continue
 		}
 		added = append(added, a)

@@ -17,6 +17,13 @@ type hostPort struct {
 	target atomic.Pointer[Target] // nil while nobody serves
 }
 
+// wanted is the mapping with the host address that was asked for.
+func (p *hostPort) wanted() Mapping {
+	m := p.Mapping
+	m.HostIP = p.asked
+	return m
+}
+
 // serve sends what reaches the socket to t from now on. What was on its way to
 // another target is cut.
 func (p *hostPort) serve(t Target, cfg proxy.UDPConfig) error {
@@ -76,10 +83,11 @@ func (t Target) served(m Mapping) bool {
 	if m.Proto == SCTP {
 		return false
 	}
-	if m.Is4() && !t.Routed4 && !t.NAT4(m) || m.Is6() && !t.Routed6 && !t.NAT6(m) {
+	is4, is6 := m.Is4() && !t.Routed4, m.Is6() && !t.Routed6
+	if is4 && !t.NAT4(m) || is6 && !t.NAT6(m) {
 		return true
 	}
-	return m.Wildcard() && (m.Proto == UDP || m.Is6() && !t.Routed6)
+	return m.Wildcard() && (is6 || is4 && m.Proto == UDP)
 }
 
 // serve starts, moves or stops the proxy of each of s's ports as its

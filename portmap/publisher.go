@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -88,6 +89,13 @@ func (p *Publisher) lock(id string) *sandbox {
 	}
 }
 
+// all are the sandboxes of now, without their locks.
+func (p *Publisher) all() []*sandbox {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.Collect(maps.Values(p.sandboxes))
+}
+
 // unlock gives the lock back, and forgets a sandbox that holds nothing.
 func (p *Publisher) unlock(s *sandbox) {
 	if len(s.ports) == 0 && len(s.lost) == 0 && len(s.pub.Mappings) == 0 {
@@ -127,8 +135,11 @@ func (p *Publisher) Publish(sandboxID string, t Target, bs []PortBinding, record
 	if err := p.remap(old, pub); err != nil {
 		return nil, errors.Join(err, record(old.Mappings), p.release(s, fresh(wanted, s.ports)))
 	}
-	p.claim(old.Endpoint, pub.Endpoint, s.id)
 	unwanted := fresh(s.ports, wanted)
+	if len(wanted) == 0 {
+		pub.Endpoint = "" // nothing is published, by nobody
+	}
+	p.claim(old.Endpoint, pub.Endpoint, s.id)
 	s.ports, s.pub, s.lost = wanted, pub, nil
 	p.flush(old, pub)
 	p.serve(s)
@@ -154,14 +165,17 @@ func (p *Publisher) remap(old, pub Publication) error {
 	return err
 }
 
-// claim notes which sandbox an endpoint publishes for.
+// claim notes which sandbox an endpoint publishes for, and that old does not
+// any more; "" is none.
 func (p *Publisher) claim(old, now, id string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.endpoints[old] == id {
 		delete(p.endpoints, old)
 	}
-	p.endpoints[now] = id
+	if now != "" {
+		p.endpoints[now] = id
+	}
 }
 
 // named gives a conflict between endpoints the holder's name.
@@ -170,20 +184,29 @@ func (p *Publisher) named(err error) error {
 	if !ok || c.sandbox == "" || c.own {
 		return err
 	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for ep, id := range p.endpoints {
-		if id != c.sandbox {
-			continue
-		}
-		c.name = fmt.Sprintf("endpoint %.12s", ep)
-		if p.cfg.Name != nil {
-			if name := p.cfg.Name(ep); name != "" {
-				c.name = name + " (" + c.name + ")"
-			}
+	ep := p.publishing(c.sandbox)
+	if ep == "" {
+		return err
+	}
+	c.name = fmt.Sprintf("endpoint %.12s", ep)
+	if p.cfg.Name != nil {
+		if name := p.cfg.Name(ep); name != "" {
+			c.name = name + " (" + c.name + ")"
 		}
 	}
 	return err
+}
+
+// publishing is the endpoint that publishes for a sandbox, "" for none.
+func (p *Publisher) publishing(id string) string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for ep, of := range p.endpoints {
+		if of == id {
+			return ep
+		}
+	}
+	return ""
 }
 
 // Unpublish removes the rules of an endpoint and stops serving. The host ports
@@ -209,15 +232,13 @@ func (p *Publisher) unpublish(s *sandbox, endpoint string) error {
 	if err := p.cfg.Mapper.Unmap(endpoint); err != nil {
 		return fmt.Errorf("unpublish ports of endpoint %.12s: %w", endpoint, err)
 	}
-	p.mu.Lock()
-	delete(p.endpoints, endpoint)
-	p.mu.Unlock()
+	p.claim(endpoint, "", s.id)
 	s.pub = Publication{}
 	s.lost = nil
 	for _, port := range s.ports {
 		port.rest()
 	}
-	p.flush(old, Publication{})
+	p.flush(old)
 	return nil
 }
 
@@ -238,26 +259,23 @@ func (p *Publisher) Release(sandboxID string) error {
 // Close stops serving and closes every socket. The rules stay: what the kernel
 // carries goes on.
 func (p *Publisher) Close() error {
-	p.mu.Lock()
-	all := make([]*sandbox, 0, len(p.sandboxes))
-	for _, s := range p.sandboxes {
-		all = append(all, s)
-	}
-	p.mu.Unlock()
 	var err error
-	for _, s := range all {
+	for _, s := range p.all() {
 		s.mu.Lock()
-		err = errors.Join(err, p.release(s, s.ports))
-		s.ports, s.pub, s.lost, s.closed = nil, Publication{}, nil, true
-		s.mu.Unlock()
+		if !s.closed {
+			err = errors.Join(err, p.release(s, s.ports))
+			p.claim(s.pub.Endpoint, "", s.id)
+			s.ports, s.pub, s.lost = nil, Publication{}, nil
+		}
+		p.unlock(s)
 	}
 	return err
 }
 
 // flush deletes the UDP conntrack entries that a change has made wrong. It is no
 // reason to fail: the ports are published.
-func (p *Publisher) flush(old, pub Publication) {
-	if err := flushUDP(old, pub); err != nil {
-		p.cfg.Log.Warn("delete stale UDP conntrack entries", "endpoint", pub.Endpoint, "err", err)
+func (p *Publisher) flush(old Publication, pubs ...Publication) {
+	if err := flushUDP(old, pubs...); err != nil {
+		p.cfg.Log.Warn("delete stale UDP conntrack entries", "err", err)
 	}
 }

@@ -26,8 +26,11 @@ func (p *Publisher) reserve(s *sandbox, t Target, bs []PortBinding) (wanted []*h
 	if err != nil {
 		return nil, err
 	}
-	keep(s.ports, groups)
-	slices.SortStableFunc(groups, func(a, b samePort) int { return cmp.Compare(a[0].freedom(), b[0].freedom()) })
+	byFreedom := func(a, b samePort) int { return cmp.Compare(a[0].freedom(), b[0].freedom()) }
+	// Who wants one port takes it back before who would take any.
+	slices.SortStableFunc(groups, byFreedom)
+	keep(t, s.ports, groups)
+	slices.SortStableFunc(groups, byFreedom)
 	var made []*hostPort
 	defer func() {
 		if err != nil {
@@ -85,7 +88,7 @@ func group(bs []PortBinding) (groups []samePort, err error) {
 		r := &request{PortBinding: b}
 		k := key{b.Proto, b.Port, b.HostPort, b.HostPortEnd}
 		i, known := last[k]
-		if known && !slices.ContainsFunc(groups[i], func(o *request) bool { return o.HostIP == b.HostIP }) {
+		if known && !slices.ContainsFunc(groups[i], r.overlaps) {
 			groups[i] = append(groups[i], r)
 			continue
 		}
@@ -95,9 +98,20 @@ func group(bs []PortBinding) (groups []samePort, err error) {
 	return groups, nil
 }
 
+// overlaps says whether one number cannot serve both: their host addresses are
+// the same, or one includes the other.
+func (r *request) overlaps(o *request) bool {
+	a, b := r.mapping(), o.mapping()
+	if !a.Wildcard() && !b.Wildcard() {
+		return a.HostIP == b.HostIP
+	}
+	return a.Is4() && b.Is4() || a.Is6() && b.Is6()
+}
+
 // keep gives requests the ports that the sandbox has already. A group of which
-// one has a port takes that number for all.
-func keep(ports []*hostPort, groups []samePort) {
+// one has a port takes that number for all. A port that was not reserved, of a
+// routed network, is of no use to a target whose ports are.
+func keep(t Target, ports []*hostPort, groups []samePort) {
 	type key struct {
 		proto Proto
 		ip    netip.Addr
@@ -105,6 +119,9 @@ func keep(ports []*hostPort, groups []samePort) {
 	}
 	have := map[key][]*hostPort{}
 	for _, port := range ports {
+		if !port.held && len(Publication{t, []Mapping{port.wanted()}}.Held()) > 0 {
+			continue
+		}
 		k := key{port.Proto, port.asked, port.Port}
 		have[k] = append(have[k], port)
 	}
@@ -205,8 +222,7 @@ func asked(leases []lease, ip netip.Addr) []*hostPort {
 func mappingsOf(ports []*hostPort) []Mapping {
 	ms := make([]Mapping, len(ports))
 	for i, port := range ports {
-		ms[i] = port.Mapping
-		ms[i].HostIP = port.asked
+		ms[i] = port.wanted()
 	}
 	return joinMappings(ms)
 }

@@ -21,6 +21,9 @@ type Run struct {
 func (p *Publisher) Restore(nets []Network, runs []Run) error {
 	var pubs []Publication
 	for _, r := range runs {
+		if len(r.Mappings) == 0 {
+			continue
+		}
 		s := p.lock(r.Sandbox)
 		p.regain(s, r.Publication, r.Mappings)
 		if len(s.pub.Mappings) > 0 {
@@ -31,12 +34,10 @@ func (p *Publisher) Restore(nets []Network, runs []Run) error {
 	if err := p.cfg.Mapper.Load(nets, pubs); err != nil {
 		return err
 	}
+	p.flush(Publication{}, pubs...)
 	for _, r := range runs {
 		s := p.lock(r.Sandbox)
-		if s.pub.Endpoint != "" {
-			p.flush(Publication{}, s.pub)
-			p.serve(s)
-		}
+		p.serve(s)
 		p.unlock(s)
 	}
 	return nil
@@ -71,14 +72,8 @@ func (p *Publisher) regain(s *sandbox, pub Publication, ms []Mapping) {
 // Retry tries to get back the ports that Restore could not. It is for a task
 // that calls it every few seconds, and does nothing where nothing is lost.
 func (p *Publisher) Retry() error {
-	p.mu.Lock()
-	all := make([]*sandbox, 0, len(p.sandboxes))
-	for _, s := range p.sandboxes {
-		all = append(all, s)
-	}
-	p.mu.Unlock()
 	var err error
-	for _, s := range all {
+	for _, s := range p.all() {
 		s.mu.Lock()
 		if !s.closed && len(s.lost) > 0 {
 			err = errors.Join(err, p.retry(s))

@@ -83,6 +83,9 @@ func (b PortBinding) normal() (PortBinding, error) {
 		return b, fmt.Errorf("publish %s: %w: a host port range starts at 1", b, ErrBadPort)
 	case b.HostIP.Zone() != "":
 		return b, fmt.Errorf("publish %s: %w: host address %s has a zone; leave %%%s out", b, ErrBadPort, b.HostIP, b.HostIP.Zone())
+	case b.HostIP.Is6() && b.HostIP.IsLinkLocalUnicast():
+		return b, fmt.Errorf("publish %s: %w: host address %s is link-local; leave it out: link-local clients of a port that is published on all addresses are served",
+			b, ErrBadPort, b.HostIP)
 	case b.HostIP.IsMulticast():
 		return b, fmt.Errorf("publish %s: %w: host address %s is multicast", b, ErrBadPort, b.HostIP)
 	}
