@@ -471,7 +471,7 @@ func TestUDPIdleSocketsCostLittle(t *testing.T) {
 	for range sockets {
 		startUDP(t, path{"udp", "::", "", ""}, toNone, UDPConfig{})
 	}
-	each := (inUse() - before) / sockets
-	require.Less(t, each, int64(8<<10), "bytes of each idle socket")
-	t.Logf("%d bytes of each idle socket", each)
+	// Not at once: each looks for a datagram first, with a buffer, and the pool
+	// keeps buffers for a while.
+	eventually(t, func() bool { return (inUse()-before)/sockets < 8<<10 }, "an idle socket costs 8 KiB or more")
 }

@@ -142,9 +142,9 @@ func (f *flow) drain(fd uintptr) bool {
 			touched = true
 		}
 		f.reply = b.data[:n]
-		err = f.proxy.raw.Write(f.replyFunc)
+		closed := f.proxy.raw.Write(f.replyFunc)
 		f.reply = nil
-		if err != nil {
+		if closed != nil {
 			break // the frontend is closed, and this flow about to be
 		}
 	}
