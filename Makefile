@@ -12,15 +12,17 @@ GOARCH  ?= $(shell go env GOARCH)
 # go run by this file builds for GOARCH only where a target says so.
 unexport GOARCH
 
-# A test that starts a private engine takes dockerd and containerd from this
-# folder; the empty string means those on the PATH.
+# A folder whose dockerd, containerd and docker the tests' private engines are
+# made of, before those on the PATH.
 ENGINE ?=
+export ENGINE
 
 LINTER := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.5.0
 
 NETNS := ./driver/... ./plugin/... ./portmap/... ./proxy/...
-# Everything that is neither in NETNS nor e2e.
-UNIT = $(shell go list ./... | grep -vE '/(driver|plugin|portmap|proxy|e2e)(/|$$)')
+E2E   := ./internal/enginetest/... ./e2e/...
+# Everything else.
+UNIT = $(shell go list ./... | grep -vE '/(driver|plugin|portmap|proxy|internal/enginetest|e2e)(/|$$)')
 
 .PHONY: help
 help: ## list the targets
@@ -47,8 +49,8 @@ netns: deps ## tests in network namespaces of their own (root)
 	go test -race $(NETNS)
 
 .PHONY: e2e
-e2e: deps build ## tests against a private engine (root); ENGINE=/dir has its dockerd
-	PORTOLAN_ENGINE='$(ENGINE)' go test -count=1 -timeout 15m ./e2e/...
+e2e: deps plugin ## tests against private engines (root); ENGINE=/dir has their dockerd
+	go test -count=1 -timeout 15m $(E2E)
 
 .PHONY: lint
 lint: ## golangci-lint, pinned, built from source
@@ -75,12 +77,15 @@ plugin: ## build/plugin: root filesystem and config.json; GOARCH=arm64 works
 	cp config.json build/plugin/
 
 .PHONY: plugin-push
-plugin-push: deps plugin ## push it: PLUGIN=registry/name:tag
-	@test -n '$(PLUGIN)' || { echo 'usage: make plugin-push PLUGIN=registry/name:tag' >&2; exit 2; }
+plugin-push: push-where deps plugin ## push it: PLUGIN=registry/name:tag
 	docker plugin rm -f '$(PLUGIN)' >/dev/null 2>&1 || true
 	docker plugin create '$(PLUGIN)' build/plugin
 	docker plugin push '$(PLUGIN)'
 	docker plugin rm '$(PLUGIN)'
+
+.PHONY: push-where
+push-where:
+	@test -n '$(PLUGIN)' || { echo 'usage: make plugin-push PLUGIN=registry/name:tag' >&2; exit 2; }
 
 .PHONY: clean
 clean: ## remove bin and build

@@ -161,7 +161,7 @@ func (c *daemonConfig) run(ctx context.Context, log *slog.Logger) (err error) {
 
 	mapper, kind, reason, err := portmap.OpenMapper(c.mapper.value, log)
 	if err != nil {
-		return err
+		return fmt.Errorf("open mapper %s: %w", c.mapper.value, err)
 	}
 	defer closing(&err, mapper.Close)
 

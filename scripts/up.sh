@@ -8,10 +8,17 @@ source scripts/demo.sh
 
 step=
 say() { step=$*; echo "==> $*"; }
-trap 'echo "
-This failed: $step
-Run \`make up\` again when the cause is gone, or \`make down\` to take everything away.
-The plugin'\''s log is in the engine'\''s: journalctl -u docker | grep plugin= (or the log file of dockerd)." >&2' ERR
+finish() {
+	local status=$?
+	[[ $status == 0 ]] || cat >&2 <<-END
+
+	This failed: $step
+	Run 'make up' again when the cause is gone, or 'make down' to take everything away.
+	The plugin's log is in the engine's: journalctl -u docker | grep plugin= (or dockerd's log file).
+	END
+	return "$status"
+}
+trap finish EXIT
 
 show() {
 	echo "\$ ${*@Q}" | sed "s/'\([A-Za-z0-9@%+=:,.\/_-]*\)'/\1/g"

@@ -79,6 +79,7 @@ func New(t testing.TB, o Options) *Engine {
 	e.Peer, err = newNamespace(name + "-peer")
 	require.NoError(t, err)
 	require.NoError(t, connect(e.Host, e.Peer))
+	require.NoError(t, touchTables(e.Host))
 	require.NoError(t, e.startContainerd())
 	require.NoError(t, e.Start())
 	return e

@@ -41,11 +41,12 @@ func newNamespace(name string) (Namespace, error) {
 			return fmt.Errorf("make network namespace %s: %w", name, err)
 		}
 		defer ns.Close()
-		lo, err := netlink.LinkByName("lo")
-		if err != nil {
-			return fmt.Errorf("find lo in %s: %w", name, err)
+		// It begins with the machine's value; a fresh host forwards nothing, and
+		// only there dockerd sets the policy of FORWARD to DROP.
+		if err := os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("0"), 0o644); err != nil {
+			return err
 		}
-		return netlink.LinkSetUp(lo)
+		return setUp("lo")
 	})
 	return n, err
 }

@@ -25,8 +25,7 @@ var kinds = []struct {
 	{"iptables-save", listing("iptables-save")},
 	{"ip6tables-save", listing("ip6tables-save")},
 	{"devices", devices},
-	{"routes", listing("ip", "route", "show", "table", "all")},
-	{"IPv6 routes", listing("ip", "-6", "route", "show", "table", "all")},
+	{"routes", routes},
 	{"policy rules", listing("ip", "rule")},
 	{"sysctls", sysctls},
 	{"sockets", listing("ss", "-H", "-lntu")},
@@ -44,6 +43,42 @@ func (n Namespace) Take() (Snapshot, error) {
 		s[k.name] = lines
 	}
 	return s, nil
+}
+
+// touchTables makes the tables and chains that iptables makes when they are
+// first used and never removes, so that using them is no difference.
+func touchTables(n Namespace) error {
+	const tables = `*raw
+:PREROUTING ACCEPT
+:OUTPUT ACCEPT
+COMMIT
+*mangle
+:PREROUTING ACCEPT
+:INPUT ACCEPT
+:FORWARD ACCEPT
+:OUTPUT ACCEPT
+:POSTROUTING ACCEPT
+COMMIT
+*nat
+:PREROUTING ACCEPT
+:INPUT ACCEPT
+:OUTPUT ACCEPT
+:POSTROUTING ACCEPT
+COMMIT
+*filter
+:INPUT ACCEPT
+:FORWARD ACCEPT
+:OUTPUT ACCEPT
+COMMIT
+`
+	for _, tool := range []string{"iptables-restore", "ip6tables-restore"} {
+		cmd := n.Command(tool)
+		cmd.Stdin = strings.NewReader(tables)
+		if _, err := Run(cmd); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Diff says what is in after and not in before (+) and what is no longer there
@@ -113,6 +148,15 @@ func normalise(text string) []string {
 		}
 	}
 	return lines
+}
+
+// routes are those of both families and all tables. IPv6 has link-local and
+// multicast routes by itself on a device that has had a carrier once.
+func routes(n Namespace) ([]string, error) {
+	lines, err := listing("ip", "route", "show", "table", "all")(n)
+	return slices.DeleteFunc(lines, func(line string) bool {
+		return strings.Contains(line, "fe80::") || strings.Contains(line, "multicast ff00::/8")
+	}), err
 }
 
 func devices(n Namespace) ([]string, error) {
