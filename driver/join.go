@@ -45,8 +45,12 @@ func (d *Driver) plugIn(ctx context.Context, r joinRequest) (*network.JoinRespon
 		return nil, err
 	}
 	port, inside := vethNames(ep.ID)
+	owner := d.sandboxOwner(r.SandboxKey)
 	_, err = d.store.UpdateEndpoint(ep.ID, func(e *store.Endpoint) {
 		e.Phase, e.Gone, e.Sandbox, e.Veth = store.Done, time.Time{}, r.SandboxKey, port
+		if e.Owner == nil {
+			e.Owner = owner
+		}
 	})
 	if err != nil {
 		return nil, errors.Join(err, unplug(ep.ID))

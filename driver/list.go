@@ -97,15 +97,33 @@ func (d *Driver) list(context.Context, nothing) (ListResponse, error) {
 	return resp, nil
 }
 
+// setOwner records whose an endpoint is. A sandbox is one run of one container,
+// so it is said of all its endpoints, and of those that join later.
 func (d *Driver) setOwner(_ context.Context, r SetOwnerRequest) (nothing, error) {
-	found, err := d.store.UpdateEndpoint(r.EndpointID, func(e *store.Endpoint) {
-		e.Owner = &store.Owner{ContainerID: r.ContainerID, ContainerName: r.ContainerName}
-	})
-	if err == nil && !found {
-		err = errors.New("it is not known to Portolan")
+	told, found := d.store.Endpoint(r.EndpointID)
+	if !found {
+		return nothing{}, fmt.Errorf("set the owner of endpoint %.12s: it is not known to Portolan", r.EndpointID)
 	}
-	if err != nil {
-		return nothing{}, fmt.Errorf("set the owner of endpoint %.12s: %w", r.EndpointID, err)
+	for _, ep := range d.store.Endpoints() {
+		if ep.ID != told.ID && (told.Sandbox == "" || ep.Sandbox != told.Sandbox) {
+			continue
+		}
+		_, err := d.store.UpdateEndpoint(ep.ID, func(e *store.Endpoint) {
+			e.Owner = &store.Owner{ContainerID: r.ContainerID, ContainerName: r.ContainerName}
+		})
+		if err != nil {
+			return nothing{}, fmt.Errorf("set the owner of endpoint %.12s: %w", ep.ID, err)
+		}
 	}
 	return nothing{}, nil
+}
+
+// sandboxOwner is whose a sandbox is, nil where nobody has told.
+func (d *Driver) sandboxOwner(sandbox string) *store.Owner {
+	for _, ep := range d.store.Endpoints() {
+		if ep.Sandbox == sandbox && ep.Owner != nil {
+			return ep.Owner
+		}
+	}
+	return nil
 }

@@ -16,6 +16,9 @@ const (
 	// neverJoined is how long an endpoint may take to join. The engine does it
 	// at once, and forgets one whose creation was cut short.
 	neverJoined = 10 * time.Minute
+	// moveIn is how long the engine may take to move an interface into the
+	// container, on a busy host: 20.10 does it after everything else.
+	moveIn = 30 * time.Second
 	// tombstoneAge is how long the engine may take to delete an endpoint that
 	// has left, or died with the machine.
 	tombstoneAge = 24 * time.Hour
@@ -161,8 +164,14 @@ func (d *Driver) reportStrays() {
 // network's bridge again.
 func (d *Driver) revive(n store.Network, ep store.Endpoint) (alive bool, err error) {
 	port, err := findPort(ep.ID)
-	if err != nil || port == nil || n.ID == "" {
-		return port != nil, err
+	if err != nil || port == nil {
+		return false, err
+	}
+	if dead, err := isAbandoned(ep, time.Now()); err != nil || dead {
+		return false, errors.Join(err, unplug(ep.ID))
+	}
+	if n.ID == "" {
+		return true, nil
 	}
 	br, err := ownBridge(n)
 	if err != nil {
@@ -197,13 +206,30 @@ func (d *Driver) warn(err error, what, object string) {
 	}
 }
 
+// isAbandoned says whether an endpoint's container has ended without a Leave:
+// the engine could not reach the daemon, and gave up.
+func isAbandoned(ep store.Endpoint, now time.Time) (bool, error) {
+	if ep.Sandbox == "" || now.Sub(ep.Created) < moveIn {
+		return false, nil
+	}
+	return abandoned(ep.ID)
+}
+
 // Reap removes the endpoints that never joined, ten minutes after they were
-// created, and tombstones after a day.
+// created, and tombstones after a day. Endpoints whose container has ended
+// without a word become tombstones.
 func (d *Driver) Reap(now time.Time) error {
 	ctx, cancel := context.WithTimeout(context.Background(), waitLimit)
 	defer cancel()
 	var errs []error
 	for _, ep := range d.store.Endpoints() {
+		if dead, err := isAbandoned(ep, now); dead || err != nil {
+			if dead {
+				_, err = d.teardown(ctx, "reap", endpointRequest{ep.Network, ep.ID}, d.takeOut)
+			}
+			errs = append(errs, err)
+			continue
+		}
 		if !overdue(ep, now) {
 			continue
 		}

@@ -8,6 +8,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
 
 	"github.com/portolan/portolan/internal/netnstest"
 	"github.com/portolan/portolan/internal/store"
@@ -180,8 +181,19 @@ func TestRestoreOfForwarding(t *testing.T) {
 	assert.True(t, got4)
 }
 
+// moveIn does what the engine does after Join.
+func (r *rig) moveIn(e int) *netnstest.Host {
+	r.t.Helper()
+	_, inside := vethNames(id(e))
+	c := netnstest.NewHost(r.t)
+	require.NoError(r.t, netlink.LinkSetNsFd(linkOf(r.t, inside), c.FD()))
+	return c
+}
+
 func TestReap(t *testing.T) {
 	r := twoNetworks(t)
+	r.moveIn(10)
+	r.moveIn(20)
 	r.ok("CreateEndpoint", object{"NetworkID": id(1), "EndpointID": id(12), "Interface": object{"Address": "10.1.0.4/24"}})
 	r.ok("Leave", endpointOf(1, 11))
 	left := func(after time.Duration) (ids []string) {
@@ -196,4 +208,29 @@ func TestReap(t *testing.T) {
 	assert.Equal(t, []string{id(10), id(11), id(20)}, left(23*time.Hour))
 	assert.Equal(t, []string{id(10), id(20)}, left(25*time.Hour))
 	assert.Len(t, r.mapper.Publications(), 2)
+}
+
+// An engine that cannot reach the daemon gives up on Leave: what tells is that
+// it has moved the interface out of the container.
+func TestReapAbandoned(t *testing.T) {
+	r := twoNetworks(t)
+	c := r.moveIn(10)
+	r.moveIn(20)
+	_, inside := vethNames(id(10))
+	host, err := netns.Get()
+	require.NoError(t, err)
+	defer host.Close()
+	require.NoError(t, c.Do(func() error { return netlink.LinkSetNsFd(linkOf(t, inside), int(host)) }))
+
+	require.NoError(t, r.Reap(time.Now()))
+	assert.Len(t, r.mapper.Publications(), 2, "a start takes its time")
+	require.NoError(t, r.Reap(time.Now().Add(time.Minute)))
+	assert.Len(t, r.mapper.Publications(), 1)
+	ep, ok := r.store.Endpoint(id(10))
+	require.True(t, ok)
+	assert.False(t, ep.Gone.IsZero())
+	_, err = netlink.LinkByName(inside)
+	assert.Error(t, err)
+	r.ok("Leave", endpointOf(1, 10))
+	r.ok("DeleteEndpoint", endpointOf(1, 10))
 }

@@ -102,6 +102,15 @@ func findPort(endpoint string) (netlink.Link, error) {
 	return l, nil
 }
 
+// abandoned says whether the inner end of the endpoint's veth pair lies on this
+// host: the engine moves it into the container after Join, and back when the
+// container ends, for the driver to remove.
+func abandoned(endpoint string) (bool, error) {
+	_, inside := vethNames(endpoint)
+	l, err := findLink(inside)
+	return l != nil && l.Type() == "veth", err
+}
+
 // unplug removes the endpoint's veth pair. Absent is nil.
 func unplug(endpoint string) error {
 	l, err := findPort(endpoint)

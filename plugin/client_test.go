@@ -116,12 +116,13 @@ func TestTheDaemonsErrorIsShownAsItIs(t *testing.T) {
 	serveUnix(t, socket, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path != "/Portolan.Version" {
 			_, _ = w.Write([]byte(`{"Err":"the daemon is still restoring its state"}`))
+			return
 		}
 		_, _ = w.Write([]byte(`{"Version":"v1"}`))
 	}))
 	_, stderr, status := portolan(t, "inspect", "--socket", socket, "web")
 	assert.Equal(t, 1, status)
-	assert.Contains(t, stderr, "portolan inspect: ")
+	assert.Equal(t, "portolan inspect: the daemon is still restoring its state\n", stderr)
 }
 
 func TestVersion(t *testing.T) {

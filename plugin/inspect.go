@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"text/template"
 
@@ -24,7 +25,7 @@ func newInspectCommand() *cobra.Command {
 
 NAME is a container, by name or ID, or an endpoint, by ID. The start of an ID
 will do. A container that has endpoints on several networks has an element for
-each of them.`,
+each of them, first the one that publishes its ports.`,
 		Args: cobra.MinimumNArgs(1),
 	}
 	socket := addSocketFlag(cmd)
@@ -50,6 +51,7 @@ each of them.`,
 				errs = append(errs, err)
 				continue
 			}
+			slices.SortStableFunc(eps, func(a, b driver.EndpointInfo) int { return len(b.Mappings) - len(a.Mappings) })
 			for _, ep := range eps {
 				found = append(found, inspect(ep))
 			}
