@@ -39,6 +39,10 @@ test: unit netns e2e ## everything; installs what it needs on Debian and Ubuntu
 deps: ## the tools that tests and demo need, and a running engine
 	@./scripts/deps.sh
 
+.PHONY: engine
+engine:
+	@./scripts/deps.sh engine
+
 .PHONY: unit
 unit: deps ## tests that need no privilege
 	go vet ./...
@@ -62,7 +66,7 @@ bench: deps build ## start, removal, memory and speed beside Docker's own bridge
 	./scripts/bench.sh
 
 .PHONY: up
-up: deps build plugin ## install the plugin here and run the demo
+up: engine build plugin ## install the plugin here and run the demo
 	PREFIX='$(PREFIX)' ./scripts/up.sh
 
 .PHONY: down
@@ -77,7 +81,7 @@ plugin: ## build/plugin: root filesystem and config.json; GOARCH=arm64 works
 	cp config.json build/plugin/
 
 .PHONY: plugin-push
-plugin-push: push-where deps plugin ## push it: PLUGIN=registry/name:tag
+plugin-push: push-where engine plugin ## push it: PLUGIN=registry/name:tag
 	docker plugin rm -f '$(PLUGIN)' >/dev/null 2>&1 || true
 	docker plugin create '$(PLUGIN)' build/plugin
 	docker plugin push '$(PLUGIN)'

@@ -13,10 +13,11 @@ die() { say "$@"; exit 1; }
 have() { command -v "$1" >/dev/null; }
 
 # A command, and the package that has it.
-wanted='dockerd docker.io'
+wanted='
+		dockerd docker.io
+		iptables iptables'
 if [[ ${1-} != engine ]]; then
 	wanted+='
-		iptables iptables
 		nft nftables
 		conntrack conntrack
 		busybox busybox-static
@@ -48,6 +49,7 @@ install_quietly() {
 	apt_install "$1" || ok=1
 	[[ -z $made ]] || rm -f "$policy"
 	if have systemctl; then systemctl disable "$1" >/dev/null 2>&1 || true; fi
+	if have update-rc.d; then update-rc.d "$1" disable >/dev/null 2>&1 || true; fi
 	return $ok
 }
 
@@ -103,20 +105,31 @@ wait_for_engine() {
 	return 1
 }
 
+dockerd_runs() {
+	local pid
+	pid=$(cat /var/run/docker.pid 2>/dev/null) && kill -0 "$pid" 2>/dev/null
+}
+
+start_service() {
+	if [[ -d /run/systemd/system ]]; then
+		systemctl start docker
+	elif [[ -x /etc/init.d/docker ]]; then
+		service docker start >/dev/null 2>&1
+	else
+		return 1
+	fi
+}
+
 start_engine() {
 	if engine_answers; then return 0; fi
 	[[ -z ${DOCKER_HOST-} ]] || die "the engine at DOCKER_HOST=$DOCKER_HOST does not answer; start it or unset DOCKER_HOST"
 	[[ $(id -u) == 0 ]] || die "the engine does not answer (to you); run this as root"
 	say "starting the Docker engine"
 	local log=/var/log/portolan-dockerd.log
-	if [[ -d /run/systemd/system ]]; then
-		systemctl start docker || true
-	elif [[ -x /etc/init.d/docker ]]; then
-		service docker start >/dev/null 2>&1 || true
-	fi
-	if pgrep -x dockerd >/dev/null; then
+	if start_service || dockerd_runs; then
 		if wait_for_engine; then return 0; fi
-	else
+	fi
+	if ! dockerd_runs; then
 		setsid dockerd >"$log" 2>&1 </dev/null &
 		if wait_for_engine; then
 			say "dockerd runs in the background; its log is $log"

@@ -6,7 +6,10 @@ cd "$(dirname "$0")/.."
 source scripts/demo.sh
 
 portolan=$command
-[[ -x $portolan ]] || portolan=bin/portolan
+if [[ ! -x $portolan ]]; then
+	portolan=bin/portolan
+	[[ -x $portolan ]] || make build
+fi
 
 if docker version >/dev/null 2>&1; then
 	remove_containers
@@ -16,7 +19,7 @@ if docker version >/dev/null 2>&1; then
 		others=$(users)
 		[[ -z $others ]] || die "These networks use the plugin $plugin: $others. Remove them (docker network rm) and run this again."
 		# While the plugin still has its state, which says what it changed.
-		if [[ -x $portolan ]]; then "$portolan" cleanup; fi
+		"$portolan" cleanup
 		remove_plugin
 	fi
 else
@@ -24,7 +27,6 @@ else
 fi
 
 # What a plugin left that is gone or was killed.
-[[ -x $portolan ]] || die "There is no $command and no bin/portolan to clean up with: make build down"
 "$portolan" cleanup
 rm -f "$command"
 echo "Portolan is gone."

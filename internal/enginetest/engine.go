@@ -10,7 +10,8 @@
 //
 // The programs (dockerd, containerd, containerd-shim-runc-v2, runc,
 // docker-proxy, docker-init) and the docker client are those of the PATH. Where
-// the environment has ENGINE, that folder comes before it.
+// the environment has ENGINE, that folder comes before it, and ENGINE_ARGS are
+// more flags for every dockerd, separated by blanks.
 //
 // # Ownership
 //
@@ -20,6 +21,7 @@
 package enginetest
 
 import (
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -127,6 +129,7 @@ func (e *Engine) Start() error {
 	if e.LiveRestore {
 		args = append(args, "--live-restore")
 	}
+	args = append(args, strings.Fields(os.Getenv("ENGINE_ARGS"))...)
 	var err error
 	e.dockerd, err = Start("dockerd", filepath.Join(e.Dir, "dockerd.log"), e.Command("dockerd", append(args, e.Args...)...))
 	if err != nil {
@@ -245,7 +248,7 @@ func (e *Engine) remove() {
 	killTree(e.Dir) // containers that nobody stopped
 	for _, p := range []*Process{e.containerd, e.dockerd} {
 		if p != nil && e.t.Failed() {
-			e.t.Logf("%s said last:\n%s", p.Name, p.Tail(40))
+			e.t.Logf("%s said last:\n%s", p.Name, p.Tail(15))
 		}
 	}
 	if err := unmountBelow(e.Dir); err != nil {
@@ -275,7 +278,7 @@ func unmountBelow(dir string) error {
 		if len(fields) < 2 || !strings.HasPrefix(fields[1], dir+"/") {
 			continue
 		}
-		if err := unix.Unmount(fields[1], unix.MNT_DETACH); err != nil && err != unix.EINVAL {
+		if err := unix.Unmount(fields[1], unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) {
 			return fmt.Errorf("unmount %s: %w", fields[1], err)
 		}
 	}

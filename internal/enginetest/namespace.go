@@ -1,7 +1,9 @@
 package enginetest
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -79,10 +81,11 @@ func (n Namespace) Do(f func() error) error {
 
 // remove takes the name away. The namespace ends with the last process in it.
 func (n Namespace) remove() error {
-	if err := unix.Unmount(n.Path(), unix.MNT_DETACH); err != nil && err != unix.EINVAL && err != unix.ENOENT {
+	err := unix.Unmount(n.Path(), unix.MNT_DETACH)
+	if err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
 		return fmt.Errorf("unmount %s: %w", n.Path(), err)
 	}
-	if err := os.Remove(n.Path()); err != nil && !os.IsNotExist(err) {
+	if err := os.Remove(n.Path()); !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	return nil

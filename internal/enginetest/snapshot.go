@@ -1,6 +1,7 @@
 package enginetest
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -123,12 +124,11 @@ var (
 
 func listing(name string, args ...string) func(Namespace) ([]string, error) {
 	return func(n Namespace) ([]string, error) {
-		cmd := n.Command(name, args...)
-		out, err := cmd.Output()
+		out, err := n.Command(name, args...).Output()
+		if e, ok := errors.AsType[*exec.ExitError](err); ok {
+			return nil, fmt.Errorf("%w: %s", err, e.Stderr)
+		}
 		if err != nil {
-			if e, ok := err.(*exec.ExitError); ok {
-				return nil, fmt.Errorf("%w: %s", err, e.Stderr)
-			}
 			return nil, err
 		}
 		return normalise(string(out)), nil
