@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/portolan/portolan/internal/store"
 	"github.com/portolan/portolan/portmap"
@@ -17,7 +18,16 @@ import (
 // is. CreateEndpoint and Join carry them too, but not reliably, and go to
 // endpoints that are no gateway.
 func (d *Driver) programExternal(ctx context.Context, r programRequest) (nothing, error) {
-	if err := d.publish(ctx, r); err != nil {
+	err := d.publish(ctx, r)
+	if errors.Is(err, portmap.ErrPortInUse) {
+		// The holder may be dead, and nobody have said so.
+		if n, buryErr := d.buryDead(ctx, time.Now()); n > 0 {
+			err = d.publish(ctx, r)
+		} else {
+			d.warn(buryErr, "look for dead endpoints", r.EndpointID)
+		}
+	}
+	if err != nil {
 		return nothing{}, fmt.Errorf("publish ports of endpoint %.12s: %w", r.EndpointID, err)
 	}
 	return nothing{}, nil

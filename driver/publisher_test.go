@@ -6,6 +6,7 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"github.com/vishvananda/netlink"
 
 	"github.com/portolan/portolan/portmap"
 )
@@ -62,4 +63,24 @@ func TestRealPublisher(t *testing.T) {
 	r.ok("DeleteNetwork", object{"NetworkID": id(1)})
 	r.ok("DeleteNetwork", object{"NetworkID": id(2)})
 	r.nothingLeft()
+}
+
+// A container that died with the engine is never heard of again; whoever asks
+// for its port gets it.
+func TestPortOfTheDead(t *testing.T) {
+	r := newRig(t)
+	pub := portmap.NewPublisher(portmap.PublisherConfig{Mapper: r.mapper})
+	r.Driver.pub = pub
+	t.Cleanup(func() { assert.NoError(t, pub.Close()) })
+	r.ok("CreateNetwork", networkOf(1, true, nil))
+	r.run(1, 10, 2, true, "/sb1")
+	r.run(1, 11, 3, true, "/sb2")
+	r.ok("ProgramExternalConnectivity", programOf(1, 10, udp("", 5353, 53)))
+	r.refused("ProgramExternalConnectivity", programOf(1, 11, udp("", 5353, 53)))
+	require.NoError(t, netlink.LinkDel(linkOf(t, "pvd000000a00")))
+	r.ok("ProgramExternalConnectivity", programOf(1, 11, udp("", 5353, 53)))
+	assert.Empty(t, r.published(10))
+	assert.Equal(t, []string{"5353->53/udp"}, r.published(11))
+	r.ok("DeleteEndpoint", endpointOf(1, 10))
+	assert.Equal(t, []string{"5353->53/udp"}, r.published(11))
 }

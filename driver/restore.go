@@ -163,12 +163,14 @@ func (d *Driver) reportStrays() {
 // revive says whether the endpoint has its port still, and has it on the
 // network's bridge again.
 func (d *Driver) revive(n store.Network, ep store.Endpoint) (alive bool, err error) {
+	if dead, err := isDead(ep, time.Now()); err != nil {
+		return false, err
+	} else if dead {
+		return false, unplug(ep.ID)
+	}
 	port, err := findPort(ep.ID)
 	if err != nil || port == nil {
 		return false, err
-	}
-	if dead, err := isAbandoned(ep, time.Now()); err != nil || dead {
-		return false, errors.Join(err, unplug(ep.ID))
 	}
 	if n.ID == "" {
 		return true, nil
@@ -206,13 +208,43 @@ func (d *Driver) warn(err error, what, object string) {
 	}
 }
 
-// isAbandoned says whether an endpoint's container has ended without a Leave:
-// the engine could not reach the daemon, and gave up.
-func isAbandoned(ep store.Endpoint, now time.Time) (bool, error) {
-	if ep.Sandbox == "" || now.Sub(ep.Created) < moveIn {
+// isDead says whether an endpoint's container has ended without a Leave. The
+// engine sends none where it could not reach the daemon and gave up, nor, to a
+// driver that it has not yet asked for anything, for what died with it.
+func isDead(ep store.Endpoint, now time.Time) (bool, error) {
+	if ep.Sandbox == "" {
+		return false, nil
+	}
+	port, err := findPort(ep.ID)
+	if err != nil || port == nil {
+		return err == nil, err
+	}
+	if now.Sub(ep.Created) < moveIn {
 		return false, nil
 	}
 	return abandoned(ep.ID)
+}
+
+// buryDead makes tombstones of the endpoints that are dead at that time, and
+// says how many it found.
+func (d *Driver) buryDead(ctx context.Context, now time.Time) (found int, err error) {
+	var errs []error
+	for _, ep := range d.store.Endpoints() {
+		if dead, err := isDead(ep, now); !dead {
+			errs = append(errs, err)
+			continue
+		}
+		_, err := d.teardown(ctx, "bury", endpointRequest{ep.Network, ep.ID}, func(ep store.Endpoint) error {
+			if dead, err := isDead(ep, now); !dead {
+				return err // it has joined meanwhile
+			}
+			d.log.Info("a container has ended without a word", "endpoint", ep.ID, "network", ep.Network)
+			found++
+			return d.takeOut(ep)
+		})
+		errs = append(errs, err)
+	}
+	return found, errors.Join(errs...)
 }
 
 // Reap removes the endpoints that never joined, ten minutes after they were
@@ -221,15 +253,9 @@ func isAbandoned(ep store.Endpoint, now time.Time) (bool, error) {
 func (d *Driver) Reap(now time.Time) error {
 	ctx, cancel := context.WithTimeout(context.Background(), waitLimit)
 	defer cancel()
-	var errs []error
+	_, err := d.buryDead(ctx, now)
+	errs := []error{err}
 	for _, ep := range d.store.Endpoints() {
-		if dead, err := isAbandoned(ep, now); dead || err != nil {
-			if dead {
-				_, err = d.teardown(ctx, "reap", endpointRequest{ep.Network, ep.ID}, d.takeOut)
-			}
-			errs = append(errs, err)
-			continue
-		}
 		if !overdue(ep, now) {
 			continue
 		}
