@@ -3,7 +3,6 @@ package portmap
 import (
 	"errors"
 	"fmt"
-	"net/netip"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -56,7 +55,10 @@ func (a *Allocator) take(m Mapping, sandbox string) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if s, addr, taken := a.held.conflict(m, ""); taken {
-		return &conflictError{mapping: m, port: s.first, addr: addr, sandbox: s.owner, own: s.owner == sandbox}
+		return &conflictError{
+			mapping: m, port: s.first, addr: addr, sandbox: s.owner, own: s.owner == sandbox,
+			more: a.held.count(m) - 1,
+		}
 	}
 	a.held.add(m, sandbox)
 	return nil
@@ -75,11 +77,11 @@ func (a *Allocator) bind(m Mapping) ([]lease, error) {
 		one := m.at(i)
 		s, err := a.reserver.Reserve(a.proto, m.HostIP, one.HostPort)
 		if err != nil {
-			err = a.bindError(m, one.HostPort, err)
-			if i+1 < m.Len() && errors.Is(err, ErrPortInUse) {
-				err = fmt.Errorf("%w (and %d more ports of %s)", err, a.countTaken(m, i+1), m)
+			more := 0
+			if errors.Is(err, unix.EADDRINUSE) {
+				more = a.countTaken(m, i+1)
 			}
-			return nil, errors.Join(err, closeSockets(leases))
+			return nil, join(a.bindError(m, one.HostPort, more, err), closeSockets(leases))
 		}
 		leases = append(leases, lease{one, s})
 	}
@@ -98,13 +100,22 @@ func closeSockets(leases []lease) (err error) {
 func (a *Allocator) countTaken(m Mapping, i int) (n int) {
 	for ; i < m.Len(); i++ {
 		s, err := a.reserver.Reserve(a.proto, m.HostIP, m.at(i).HostPort)
-		if err != nil {
+		switch {
+		case err == nil:
+			_ = s.Close()
+		case errors.Is(err, unix.EADDRINUSE):
 			n++
-			continue
 		}
-		_ = s.Close()
 	}
 	return n
+}
+
+// join is errors.Join, but for a cause that is alone.
+func join(err, undo error) error {
+	if undo == nil {
+		return err
+	}
+	return errors.Join(err, undo)
 }
 
 // at is the i-th port of m.
@@ -139,8 +150,7 @@ func (a *Allocator) Any(ms []Mapping, sandbox string) ([]lease, error) {
 	if ms[0].HostPort == ms[0].HostPortEnd {
 		return nil, first
 	}
-	return nil, fmt.Errorf("%w: no %s port of %d-%d is free for container port %d; the first is not because %w",
-		ErrPortInUse, a.proto, ms[0].HostPort, ms[0].HostPortEnd, ms[0].Port, first)
+	return nil, &noneFreeError{ms[0], first}
 }
 
 // same takes one number for all of ms, or none.
@@ -150,7 +160,7 @@ func (a *Allocator) same(ms []Mapping, port uint16, sandbox string) ([]lease, er
 		m.HostPort, m.HostPortEnd = port, port
 		leases, err := a.Exact(m, sandbox)
 		if err != nil {
-			return nil, errors.Join(err, a.Release(all, sandbox))
+			return nil, join(err, a.Release(all, sandbox))
 		}
 		all = append(all, leases...)
 	}
@@ -212,57 +222,17 @@ func (a *Allocator) Release(leases []lease, sandbox string) error {
 }
 
 // bindError says what to do about an errno of bind(2).
-func (a *Allocator) bindError(m Mapping, port uint16, err error) error {
+func (a *Allocator) bindError(m Mapping, port uint16, more int, err error) error {
 	switch {
 	case errors.Is(err, unix.EADDRINUSE):
-		return &conflictError{mapping: m, port: port, addr: m.HostIP, process: true}
+		return &conflictError{mapping: m, port: port, addr: m.HostIP, process: true, more: more}
 	case errors.Is(err, unix.EADDRNOTAVAIL):
-		return fmt.Errorf("publish %s: host address %s is not an address of this host; publish on one that is: -p %s",
-			m, m.HostIP, PortBinding{Proto: m.Proto, Port: m.Port, HostIP: hostAddress(m.HostIP.Is4()), HostPort: m.HostPort})
+		return fmt.Errorf("publish %s: host address %s is not an address of this host (%w); publish on one that is: -p %s",
+			m, m.HostIP, err, m.notation(hostAddress(m.HostIP)))
 	case errors.Is(err, unix.EACCES):
 		return fmt.Errorf("publish %s: bind %s port %d (below net.ipv4.ip_unprivileged_port_start? CAP_NET_BIND_SERVICE is missing): %w", m, m.Proto, port, err)
 	case errors.Is(err, unix.EMFILE), errors.Is(err, unix.ENFILE):
 		return fmt.Errorf("publish %s: a published port takes an open file, and the limit of this process is reached; raise it (systemd: LimitNOFILE=): %w", m, err)
 	}
 	return fmt.Errorf("publish %s: bind %s port %d: %w", m, m.Proto, port, err)
-}
-
-// conflictError is a host port that somebody else holds. Who it is is looked up
-// only when somebody wants to read it.
-type conflictError struct {
-	mapping Mapping
-	port    uint16
-	addr    netip.Addr // where it is held, if an endpoint holds it
-	sandbox string     // of the holding endpoint
-	own     bool       // asked for twice by one sandbox
-	process bool       // held by another process
-	name    string     // what the Publisher knows of the endpoint
-}
-
-func (e *conflictError) Unwrap() error { return ErrPortInUse }
-
-func (e *conflictError) Error() string {
-	what := fmt.Sprintf("%s port %d", e.mapping.Proto, e.port)
-	other := "choose another host port"
-	switch {
-	case e.own:
-		return what + " is published twice by this container; each host port can lead to one container port"
-	case !e.process:
-		name := e.name
-		if name == "" {
-			name = "another container"
-		}
-		return fmt.Sprintf("%s is in use by %s on %s; %s or stop that container", what, name, e.addr, other)
-	}
-	h, found := findHolder(e.mapping.Proto, e.mapping.HostIP, e.port)
-	if !found {
-		return fmt.Sprintf("%s is in use by another process; %s", what, other)
-	}
-	if e.mapping.Wildcard() && !h.addr.IsUnspecified() {
-		other = "publish on one address: -p " + PortBinding{Proto: e.mapping.Proto,
-			Port: e.mapping.Port + (e.port - e.mapping.HostPort), HostIP: hostAddress(h.addr.Is4()), HostPort: e.port}.String()
-	} else {
-		other += " or stop that process"
-	}
-	return fmt.Sprintf("%s is in use by %s; %s", what, h, other)
 }

@@ -51,22 +51,3 @@ func detectMapper(log *slog.Logger) (Mapper, string, string, error) {
 	}
 	return nil, "", "", fmt.Errorf("choose a mapper: %w", errors.Join(nftErr, iptErr))
 }
-
-// Cleanup removes every rule of ours, of both mappers, without a daemon. The
-// table of a running daemon belongs to it and is an error.
-func Cleanup(log *slog.Logger) error {
-	var err error
-	if m, openErr := NewNFTables(log); openErr != nil {
-		err = openErr
-	} else {
-		// The mirror is empty: what Load leaves is nothing.
-		err = errors.Join(m.Load(nil, nil), m.Close())
-	}
-	err = errors.Join(err, CleanupIPTables(IPTablesConfig{Log: log}))
-	if legacyTables() {
-		cfg := legacyIPTables
-		cfg.Log = log
-		err = errors.Join(err, CleanupIPTables(cfg))
-	}
-	return err
-}

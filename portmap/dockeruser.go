@@ -13,6 +13,10 @@ import (
 // iptables table filter of each family.
 const DockerUserChain = "DOCKER-USER"
 
+// ensureTries is how often the rule is tried again in a row: what was listed may
+// have been changed by the engine or the administrator a moment later.
+const ensureTries = 3
+
 // dockerUserComment marks our rule there.
 const dockerUserComment = "portolan: accepted by table inet portolan"
 
@@ -39,6 +43,9 @@ func newDockerUser(conn *nftables.Conn, log *slog.Logger) *dockerUser {
 func (d *dockerUser) ensure(wanted bool) (changed bool, err error) {
 	for _, family := range []nftables.TableFamily{nftables.TableFamilyIPv4, nftables.TableFamilyIPv6} {
 		c, err := d.ensureFamily(family, wanted)
+		for try := 1; err != nil && try < ensureTries; try++ {
+			c, err = d.ensureFamily(family, wanted)
+		}
 		if err != nil {
 			return changed, fmt.Errorf("keep the rule of chain %s: %w", DockerUserChain, err)
 		}

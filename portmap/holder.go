@@ -30,20 +30,19 @@ func (h holder) String() string {
 
 // findHolder looks for the socket that keeps addr's port from being bound.
 func findHolder(p Proto, addr netip.Addr, port uint16) (holder, bool) {
-	for _, s := range portSockets(p) {
+	for _, s := range portSockets(p, port) {
 		local, ok := netip.AddrFromSlice(s.ID.Source)
-		if !ok || s.ID.SourcePort != port {
+		if !ok {
 			continue
 		}
-		wildcard := local.IsUnspecified()
-		if local = local.Unmap(); s.Family == unix.AF_INET && local.Is6() {
-			local = netip.IPv4Unspecified()
-		}
-		if addr.IsValid() && !addr.IsUnspecified() && !wildcard && local != addr {
-			continue
-		}
-		if addr.IsValid() && !wildcard && local.Is4() != addr.Is4() {
-			continue
+		// An IPv6 wildcard is taken for one of both families, which it mostly is.
+		both := local == netip.IPv6Unspecified()
+		local = local.Unmap()
+		if addr.IsValid() && !both {
+			wildcard := addr.IsUnspecified() || local.IsUnspecified()
+			if local.Is4() != addr.Is4() || !wildcard && local != addr {
+				continue
+			}
 		}
 		h := holder{addr: local, uid: s.UID}
 		h.pid, h.comm = socketProcess(s.INode)
@@ -52,23 +51,30 @@ func findHolder(p Proto, addr netip.Addr, port uint16) (holder, bool) {
 	return holder{}, false
 }
 
-// portSockets lists TCP listeners, or UDP sockets, of both families.
-func portSockets(p Proto) (all []*netlink.Socket) {
+// portSockets lists the sockets of both families that are bound to a port, TCP
+// listeners first: a client's connection that happens to have the port keeps it
+// from being bound too.
+func portSockets(p Proto, port uint16) []*netlink.Socket {
+	var first, then []*netlink.Socket
 	for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
+		var socks []*netlink.Socket
 		switch p {
 		case TCP:
-			socks, _ := netlink.SocketDiagTCP(family)
-			for _, s := range socks {
-				if s.State == netlink.TCP_LISTEN {
-					all = append(all, s)
-				}
-			}
+			socks, _ = netlink.SocketDiagTCP(family)
 		case UDP:
-			socks, _ := netlink.SocketDiagUDP(family)
-			all = append(all, socks...)
+			socks, _ = netlink.SocketDiagUDP(family)
+		}
+		for _, s := range socks {
+			switch {
+			case s.ID.SourcePort != port || s.INode == 0: // 0: TIME_WAIT, and not yet accepted
+			case p == TCP && s.State != netlink.TCP_LISTEN:
+				then = append(then, s)
+			default:
+				first = append(first, s)
+			}
 		}
 	}
-	return all
+	return append(first, then...)
 }
 
 // socketProcess finds the process that has a socket open.
@@ -92,11 +98,11 @@ func socketProcess(inode uint32) (pid, comm string) {
 	return "", ""
 }
 
-// hostAddress is an address of this host to publish on instead of all: the
-// first global one of the family, an example where there is none.
-func hostAddress(is4 bool) netip.Addr {
+// hostAddress is an address of this host to publish on in place of other: the
+// first global one of its family, an example where there is none.
+func hostAddress(other netip.Addr) netip.Addr {
 	family, example := netlink.FAMILY_V6, netip.MustParseAddr("2001:db8::2")
-	if is4 {
+	if other.Is4() {
 		family, example = netlink.FAMILY_V4, netip.MustParseAddr("192.0.2.2")
 	}
 	addrs, err := netlink.AddrList(nil, family)
@@ -104,8 +110,9 @@ func hostAddress(is4 bool) netip.Addr {
 		return example
 	}
 	for _, a := range addrs {
-		if ip, ok := netip.AddrFromSlice(a.IP); ok && ip.Unmap().IsGlobalUnicast() {
-			return ip.Unmap()
+		ip, ok := netip.AddrFromSlice(a.IP)
+		if ip = ip.Unmap(); ok && ip.IsGlobalUnicast() && ip != other {
+			return ip
 		}
 	}
 	return example

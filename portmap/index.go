@@ -61,6 +61,16 @@ func (x portIndex) conflict(m Mapping, self string) (s span, addr netip.Addr, fo
 	return s, addr, found
 }
 
+// count is how many ports of m somebody holds.
+func (x portIndex) count(m Mapping) (n int) {
+	for i := range m.Len() {
+		if _, _, taken := x.conflict(m.at(i), ""); taken {
+			n++
+		}
+	}
+	return n
+}
+
 // add records that owner holds m's ports, which must be free.
 func (x portIndex) add(m Mapping, owner string) {
 	for _, a := range m.hostAddrs() {

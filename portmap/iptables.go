@@ -240,7 +240,12 @@ func CleanupIPTables(cfg IPTablesConfig) error {
 		if errors.Is(err, exec.ErrNotFound) || !is4 && !iptHasIPv6() {
 			continue
 		}
+		var have iptRuleset
 		if err == nil {
+			have, err = t.read()
+		}
+		if err == nil && len(have.ours()) > 0 {
+			orDiscard(cfg.Log).Info("remove "+t.path+" chains", "names", iptPrefix+"*")
 			err = t.sync(nil)
 		}
 		if err != nil {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"slices"
 	"sync"
@@ -87,19 +88,25 @@ func (m *NFTables) Load(nets []Network, pubs []Publication) error {
 		m.nftMirror = old
 		return fmt.Errorf("load nftables rules: %w", err)
 	}
-	return nil
+	return m.settleLocked()
 }
 
-// rebuildLocked makes the kernel what the mirror says, from nothing.
-func (m *NFTables) rebuildLocked() error {
+// rebuildLocked makes the kernel what the mirror says, from nothing. After an
+// error the table is as it was.
+func (m *NFTables) rebuildLocked() (err error) {
 	if len(m.nets) == 0 {
 		return m.removeTableLocked()
 	}
-	owned, err := m.conn.own()
+	m.owned, err = m.conn.own()
 	if err != nil {
 		return err
 	}
-	m.owned = owned
+	sets := maps.Clone(m.conn.sets)
+	defer func() {
+		if err != nil {
+			m.conn.sets = sets
+		}
+	}()
 	if err := m.conn.clear(); err != nil {
 		return err
 	}
@@ -126,11 +133,12 @@ func (m *NFTables) rebuildLocked() error {
 		return err
 	}
 	m.base = true
-	return m.settleLocked()
+	return nil
 }
 
-// settleLocked follows every change: the rule in DOCKER-USER, and the
-// generation that Check compares.
+// settleLocked follows every change of the table: the rule in DOCKER-USER, and
+// the generation that Check compares. Its error leaves the table as it is meant
+// to be; Check tries the rule again.
 func (m *NFTables) settleLocked() error {
 	_, err := m.docker.ensure(len(m.nets) > 0)
 	m.gen = m.generation()
@@ -138,13 +146,11 @@ func (m *NFTables) settleLocked() error {
 }
 
 func (m *NFTables) removeTableLocked() error {
-	tables, err := m.conn.ListTables()
+	stands, err := m.conn.tableStands()
 	if err != nil {
-		return fmt.Errorf("list nftables tables: %w", err)
+		return err
 	}
-	if slices.ContainsFunc(tables, func(t *nftables.Table) bool {
-		return t.Name == Table && t.Family == nftables.TableFamilyINet
-	}) {
+	if stands {
 		// An orphan has to be taken over before it can be deleted.
 		if _, err := m.conn.own(); err != nil {
 			return err
@@ -156,7 +162,7 @@ func (m *NFTables) removeTableLocked() error {
 	}
 	m.base = false
 	clear(m.conn.sets)
-	return m.settleLocked()
+	return nil
 }
 
 // AddNetwork implements Mapper.
@@ -170,7 +176,7 @@ func (m *NFTables) AddNetwork(n Network) error {
 			delete(m.nets, n.ID)
 			return fmt.Errorf("add network %.12s to nftables: %w", n.ID, err)
 		}
-		return nil
+		return m.settleLocked()
 	}
 	err := func() error {
 		if known {
@@ -215,7 +221,7 @@ func (m *NFTables) RemoveNetwork(id string) error {
 			m.nets[id] = n
 			return err
 		}
-		return nil
+		return m.settleLocked()
 	}
 	if err := m.conn.delElems(networkElements(n)); err != nil {
 		return err

@@ -40,7 +40,10 @@ func (m *NFTables) Check() (repaired bool, err error) {
 	}
 	if !whole {
 		m.log.Warn("nftables rules were changed by somebody else; setting them again", "table", Table)
-		return true, m.rebuildLocked()
+		if err := m.rebuildLocked(); err != nil {
+			return false, fmt.Errorf("set nftables rules again: %w", err)
+		}
+		return true, m.settleLocked()
 	}
 	repaired, err = m.docker.ensure(true)
 	m.gen = m.generation()

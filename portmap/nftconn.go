@@ -65,6 +65,17 @@ func openNFT() (*nftConn, error) {
 	return c, nil
 }
 
+// tableStands says whether our table is there, whoever made it.
+func (c *nftConn) tableStands() (bool, error) {
+	tables, err := c.ListTables()
+	if err != nil {
+		return false, fmt.Errorf("list nftables tables: %w", err)
+	}
+	return slices.ContainsFunc(tables, func(t *nftables.Table) bool {
+		return t.Name == Table && t.Family == nftables.TableFamilyINet
+	}), nil
+}
+
 // own creates the table or takes over one whose owner has gone. Kernels that
 // know no owner, or none that persists, get a plain table.
 func (c *nftConn) own() (owned bool, err error) {

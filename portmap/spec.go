@@ -81,11 +81,11 @@ func (b PortBinding) normal() (PortBinding, error) {
 			b, ErrBadPort, b.HostPort, b.HostPortEnd, b.HostPortEnd, b.HostPort)
 	case b.HostPort == 0 && b.HostPortEnd != 0:
 		return b, fmt.Errorf("publish %s: %w: a host port range starts at 1", b, ErrBadPort)
+	case b.HostIP.Is6() && b.HostIP.IsLinkLocalUnicast():
+		return b, fmt.Errorf("publish %s: %w: host address %s is link-local, which means something on one interface alone; publish on another address or on all",
+			b, ErrBadPort, b.HostIP)
 	case b.HostIP.Zone() != "":
 		return b, fmt.Errorf("publish %s: %w: host address %s has a zone; leave %%%s out", b, ErrBadPort, b.HostIP, b.HostIP.Zone())
-	case b.HostIP.Is6() && b.HostIP.IsLinkLocalUnicast():
-		return b, fmt.Errorf("publish %s: %w: host address %s is link-local; leave it out: link-local clients of a port that is published on all addresses are served",
-			b, ErrBadPort, b.HostIP)
 	case b.HostIP.IsMulticast():
 		return b, fmt.Errorf("publish %s: %w: host address %s is multicast", b, ErrBadPort, b.HostIP)
 	}
