@@ -61,7 +61,7 @@ func (d *Driver) publish(ctx context.Context, r programRequest) error {
 	if err := prepare(bindings, n, t); err != nil {
 		return err
 	}
-	put := func(exposed []store.ExposedPort, gateway bool, ms []portmap.Mapping) error {
+	put := func(exposed []portmap.ExposedPort, gateway bool, ms []portmap.Mapping) error {
 		_, err := d.store.UpdateEndpoint(ep.ID, func(e *store.Endpoint) {
 			e.Exposed, e.Gateway, e.Mappings = exposed, gateway, ms
 		})
@@ -119,18 +119,18 @@ func (o rawOptions) bindings() ([]portmap.PortBinding, error) {
 }
 
 // exposed decodes com.docker.network.endpoint.exposedports, sorted.
-func (o rawOptions) exposed() ([]store.ExposedPort, error) {
+func (o rawOptions) exposed() ([]portmap.ExposedPort, error) {
 	var ports []transportPort
 	if raw, ok := o[keyExposed]; ok {
 		if err := json.Unmarshal(raw, &ports); err != nil {
 			return nil, fmt.Errorf("decode exposed ports: %w", err)
 		}
 	}
-	exposed := make([]store.ExposedPort, len(ports))
+	exposed := make([]portmap.ExposedPort, len(ports))
 	for i, p := range ports {
-		exposed[i] = store.ExposedPort(p)
+		exposed[i] = portmap.ExposedPort(p)
 	}
-	slices.SortFunc(exposed, func(a, b store.ExposedPort) int {
+	slices.SortFunc(exposed, func(a, b portmap.ExposedPort) int {
 		return cmp.Or(cmp.Compare(a.Proto, b.Proto), cmp.Compare(a.Port, b.Port))
 	})
 	return slices.Compact(exposed), nil

@@ -34,7 +34,7 @@ func TestPublish(t *testing.T) {
 	r.ok("ProgramExternalConnectivity", programOf(1, 10, udp("", 53, 53), udp("127.0.0.1", 0, 54)))
 	assert.Equal(t, []string{"53->53/udp", "127.0.0.1:40000->54/udp"}, r.published(10))
 	ep, _ := r.store.Endpoint(id(10))
-	assert.Equal(t, []store.ExposedPort{{Proto: portmap.UDP, Port: 53}}, ep.Exposed)
+	assert.Equal(t, []portmap.ExposedPort{{Proto: portmap.UDP, Port: 53}}, ep.Exposed)
 	pubs := r.mapper.Publications()
 	require.Len(t, pubs, 1)
 	n, _ := r.store.Network(id(1))

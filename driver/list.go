@@ -44,7 +44,7 @@ type EndpointInfo struct {
 	IPv4    netip.Addr
 	IPv6    netip.Addr
 	MAC     string
-	Exposed []store.ExposedPort
+	Exposed []portmap.ExposedPort
 	// Gateway: this endpoint publishes the ports of its sandbox.
 	Gateway  bool
 	Mappings []portmap.Mapping

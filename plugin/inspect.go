@@ -102,15 +102,6 @@ type networkSettings struct {
 	PortMapping map[string]map[string]string
 }
 
-// exposed are the ports that the container offers, published or not.
-func exposed(ep driver.EndpointInfo) []portmap.ExposedPort {
-	ports := make([]portmap.ExposedPort, len(ep.Exposed))
-	for i, e := range ep.Exposed {
-		ports[i] = portmap.ExposedPort(e)
-	}
-	return ports
-}
-
 func inspect(ep driver.EndpointInfo) inspection {
 	return inspection{
 		EndpointID:    ep.ID,
@@ -118,7 +109,7 @@ func inspect(ep driver.EndpointInfo) inspection {
 		ContainerID:   owner(ep).ContainerID,
 		ContainerName: owner(ep).ContainerName,
 		NetworkSettings: networkSettings{
-			Ports:       portmap.Ports(portmap.Publication{Target: ep.Target, Mappings: ep.Mappings}, exposed(ep)),
+			Ports:       portmap.Ports(portmap.Publication{Target: ep.Target, Mappings: ep.Mappings}, ep.Exposed),
 			PortMapping: portmap.PortMapping(ep.Mappings),
 		},
 	}

@@ -3,6 +3,7 @@ package store
 import (
 	"errors"
 	"fmt"
+	"github.com/portolan/portolan/portmap"
 	"os"
 	"path/filepath"
 	"sync"
@@ -277,7 +278,7 @@ func TestConcurrentUpdatesLoseNothing(t *testing.T) {
 				_, ok := s.Endpoint(id)
 				assert.True(t, ok, "not seen by the one who put it")
 				ok, err := s.UpdateEndpoint("shared", func(e *Endpoint) {
-					e.Exposed = append(e.Exposed, ExposedPort{Port: uint16(w*rounds + r)})
+					e.Exposed = append(e.Exposed, portmap.ExposedPort{Port: uint16(w*rounds + r)})
 				})
 				assert.NoError(t, err)
 				assert.True(t, ok)

@@ -76,7 +76,7 @@ type Endpoint struct {
 	// Owner is nil until somebody has told.
 	Owner *Owner `json:"owner,omitempty"`
 
-	Exposed []ExposedPort `json:"exposed,omitempty"`
+	Exposed []portmap.ExposedPort `json:"exposed,omitempty"`
 	// Gateway: the engine's last word on this endpoint was to publish
 	// (ProgramExternalConnectivity), not to revoke.
 	Gateway  bool              `json:"gateway,omitempty"`
@@ -100,13 +100,6 @@ func (e Endpoint) clone() Endpoint {
 type Owner struct {
 	ContainerID   string `json:"containerID"`
 	ContainerName string `json:"containerName"`
-}
-
-// ExposedPort is a container port that the image or the user offers, published
-// or not.
-type ExposedPort struct {
-	Proto portmap.Proto `json:"proto"`
-	Port  uint16        `json:"port"`
 }
 
 // Sysctl is a kernel setting that was changed, and what to change it back to.
