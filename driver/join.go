@@ -70,11 +70,11 @@ func setGateways(resp *network.JoinResponse, n store.Network, ep store.Endpoint)
 		resp.DisableGatewayService = true
 		return
 	}
-	if hop := nextHop(n.Pool4, n.Gateway4); ep.Addr4.IsValid() && hop.IsValid() {
-		resp.Gateway = hop.String()
+	if ep.Addr4.IsValid() && n.NextHop4.IsValid() {
+		resp.Gateway = n.NextHop4.String()
 	}
-	if hop := nextHop(n.Pool6, n.Gateway6); ep.Addr6.IsValid() && hop.IsValid() {
-		resp.GatewayIPv6 = hop.String()
+	if ep.Addr6.IsValid() && n.NextHop6.IsValid() {
+		resp.GatewayIPv6 = n.NextHop6.String()
 	}
 }
 

@@ -206,6 +206,6 @@ func TestNextHop(t *testing.T) {
 		require.NoError(t, json.Unmarshal(body, &req))
 		n, err := parseNetwork(req)
 		require.NoError(t, err)
-		assert.Equal(t, tt.want, nextHop(n.Pool4, n.Gateway4).String())
+		assert.Equal(t, tt.want, n.NextHop4.String())
 	}
 }

@@ -55,7 +55,7 @@ func parseNetwork(r createNetworkRequest) (store.Network, error) {
 	}
 	n.Subnet4, n.Subnet6 = p4.subnet, p6.subnet
 	n.Gateway4, n.Gateway6 = p4.gateway, p6.gateway
-	n.Pool4, n.Pool6 = p4.asSent(), p6.asSent()
+	n.NextHop4, n.NextHop6 = p4.nextHop, p6.nextHop
 	if n.Mode4 == portmap.ModeIsolated || n.InhibitIPv4 {
 		n.Gateway4 = netip.Addr{}
 	}
@@ -149,24 +149,6 @@ func (p pool) member(what, text string) (netip.Addr, error) {
 		return a, fmt.Errorf("%s %s is not in the pool %s", what, a, p.subnet)
 	}
 	return a, nil
-}
-
-// asSent is the pool as the record has it: the address part is what containers
-// are told as their gateway, as in the engine's own "172.30.0.1/24".
-func (p pool) asSent() netip.Prefix {
-	if !p.nextHop.IsValid() {
-		return p.subnet
-	}
-	return netip.PrefixFrom(p.nextHop, p.subnet.Bits())
-}
-
-// nextHop is what containers are told as their gateway: the address part of
-// the record's pool, unless that has none.
-func nextHop(recorded netip.Prefix, bridge netip.Addr) netip.Addr {
-	if recorded.IsValid() && recorded != recorded.Masked() {
-		return recorded.Addr()
-	}
-	return bridge
 }
 
 // overlap says which pool of old is in the way of n.

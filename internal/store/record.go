@@ -41,9 +41,11 @@ type Network struct {
 	// InhibitIPv4: the bridge gets no IPv4 address
 	// (com.docker.network.bridge.inhibit_ipv4).
 	InhibitIPv4 bool `json:"inhibitIPv4,omitempty"`
-	// Pool4 and Pool6 are the address pools as the engine sent them.
-	Pool4 netip.Prefix `json:"pool4,omitzero"`
-	Pool6 netip.Prefix `json:"pool6,omitzero"`
+	// NextHop4 and NextHop6 are what containers are told as their gateway: the
+	// bridge's address, or another one that the user named (the auxiliary
+	// address DefaultGatewayIPv4), or the zero Addr for none.
+	NextHop4 netip.Addr `json:"nextHop4,omitzero"`
+	NextHop6 netip.Addr `json:"nextHop6,omitzero"`
 }
 
 func (n Network) key() string { return n.ID }
