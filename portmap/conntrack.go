@@ -37,21 +37,19 @@ func flushUDP(old Publication, pubs ...Publication) error {
 	}
 	defer conn.Close()
 	var errs error
-	for _, is4 := range families {
-		err := eachFlow(is4, func(f flow) {
-			if f.proto != UDP || !own[f.origDst.Addr()] && !f.origDst.Addr().IsLoopback() {
-				return
-			}
-			to, known := ports.lookup(f.origDst)
-			if known && f.replySrc != to {
-				errs = errors.Join(errs, deleteFlow(conn, is4, f))
-			}
-		})
-		if err != nil {
-			errs = errors.Join(errs, fmt.Errorf("read conntrack table: %w", err))
+	err = eachFlow(func(f flow) {
+		if f.proto != UDP || !own[f.origDst.Addr()] && !f.origDst.Addr().IsLoopback() {
+			return
 		}
+		to, known := ports.lookup(f.origDst)
+		if known && f.replySrc != to {
+			errs = errors.Join(errs, deleteFlow(conn, f))
+		}
+	})
+	if err != nil {
+		err = fmt.Errorf("read conntrack table: %w", err)
 	}
-	return errs
+	return errors.Join(err, errs)
 }
 
 // udpTargets says where the UDP ports of a change lead now: what is published
@@ -152,23 +150,17 @@ const (
 	ipctnlMsgNew, ipctnlMsgGet, ipctnlMsgRm = 0, 1, 2
 )
 
-// eachFlow reads the conntrack entries of a family, one at a time.
-func eachFlow(is4 bool, f func(flow)) error {
+// eachFlow reads the conntrack entries of both families, one at a time. A walk
+// through the table takes milliseconds even where it is empty, so it is one.
+func eachFlow(f func(flow)) error {
 	req := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_CTNETLINK<<8|ipctnlMsgGet, unix.NLM_F_DUMP)
-	req.AddData(&nl.Nfgenmsg{NfgenFamily: nfFamily(is4), Version: unix.NFNETLINK_V0})
+	req.AddData(&nl.Nfgenmsg{NfgenFamily: unix.AF_UNSPEC, Version: unix.NFNETLINK_V0})
 	return req.ExecuteIter(unix.NETLINK_NETFILTER, unix.NFNL_SUBSYS_CTNETLINK<<8|ipctnlMsgNew, func(msg []byte) bool {
 		if e, ok := parseFlow(msg); ok {
 			f(e)
 		}
 		return true
 	})
-}
-
-func nfFamily(is4 bool) uint8 {
-	if is4 {
-		return unix.AF_INET
-	}
-	return unix.AF_INET6
 }
 
 func parseFlow(msg []byte) (f flow, ok bool) {
@@ -237,7 +229,7 @@ func parseTuple(t *mdl.AttributeDecoder, proto *Proto, src, dst *netip.AddrPort)
 }
 
 // deleteFlow removes an entry; one that has gone meanwhile is nil.
-func deleteFlow(conn *mdl.Conn, is4 bool, f flow) error {
+func deleteFlow(conn *mdl.Conn, f flow) error {
 	attrs := []mdl.Attribute{{Type: ctaTupleOrig | unix.NLA_F_NESTED, Data: f.rawOrig}}
 	if f.rawZone != nil {
 		attrs = append(attrs, mdl.Attribute{Type: ctaZone, Data: f.rawZone})
@@ -246,12 +238,16 @@ func deleteFlow(conn *mdl.Conn, is4 bool, f flow) error {
 	if err != nil {
 		return err
 	}
+	family := byte(unix.AF_INET6)
+	if f.origDst.Addr().Is4() {
+		family = unix.AF_INET
+	}
 	_, err = conn.Execute(mdl.Message{
 		Header: mdl.Header{
 			Type:  mdl.HeaderType(unix.NFNL_SUBSYS_CTNETLINK<<8 | ipctnlMsgRm),
 			Flags: mdl.Request | mdl.Acknowledge,
 		},
-		Data: append([]byte{nfFamily(is4), unix.NFNETLINK_V0, 0, 0}, data...),
+		Data: append([]byte{family, unix.NFNETLINK_V0, 0, 0}, data...),
 	})
 	if errors.Is(err, unix.ENOENT) {
 		return nil

@@ -19,14 +19,13 @@ type naiveKey struct {
 }
 
 func (x naive) each(m Mapping, f func(naiveKey)) {
+	addrs := []netip.Addr{m.HostIP}
+	if !m.HostIP.IsValid() {
+		addrs = []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()}
+	}
 	for i := range m.Len() {
-		for _, a := range []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified(), m.HostIP} {
-			if a.IsValid() && (a == m.HostIP || !m.HostIP.IsValid()) {
-				f(naiveKey{m.Proto, a, m.at(i).HostPort})
-				if a == m.HostIP {
-					break
-				}
-			}
+		for _, a := range addrs {
+			f(naiveKey{m.Proto, a, m.at(i).HostPort})
 		}
 	}
 }

@@ -312,8 +312,12 @@ func (s nftSet) String() string {
 }
 
 func (s nftSet) set(t *nftables.Table) *nftables.Set {
-	return &nftables.Set{Table: t, Name: s.name, KeyType: s.key, DataType: s.val,
+	set := &nftables.Set{Table: t, Name: s.name, KeyType: s.key, DataType: s.val,
 		IsMap: s.val.Name != "", Interval: s.interval}
+	if s.key == nftables.TypeIFName {
+		set.KeyByteOrder = binaryutil.NativeEndian // or nft lists empty names
+	}
+	return set
 }
 
 // stmtEcho matches ICMP echo requests of a family.

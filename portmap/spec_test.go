@@ -20,6 +20,7 @@ func TestParsePorts(t *testing.T) {
 		{"53:53/tcp", []string{"53:53/tcp"}},
 		{"5000:6000/sctp", []string{"5000:6000/sctp"}},
 		{"53/UDP", []string{"53/udp"}},
+		{"80/", []string{"80/tcp"}},
 		{":80", []string{"80/tcp"}},
 		{"0:80", []string{"80/tcp"}},
 		{"127.0.0.1:53:53/udp", []string{"127.0.0.1:53:53/udp"}},
@@ -66,19 +67,15 @@ func strs[T interface{ String() string }](all []T) (ss []string) {
 
 func TestParsePortsErrors(t *testing.T) {
 	for _, spec := range []string{
-		"", ":", "/udp", "80/", "80/icmp", "80/udp4", "80/tcp/udp", "x:80", "80:x", "-80", "80-", "90-80", "90-80:90-80",
+		"", ":", "/udp", "80/icmp", "80/udp4", "80/tcp/udp", "x:80", "80:x", "-80", "80-", "90-80", "90-80:90-80",
 		"65536", "65536:80", "-1:80", "8000-8002:80-81", "8000:80-81", "256.0.0.1:80:80", "[::1:80:80", "host:80:80",
 		"127.0.0.1:80", "fe80::1%eth0:80:80", "[fe80::1%eth0]:80:80", "8080:80 ", " 80", "8080:80\n", "1.2.3.4:80:80:80",
 	} {
-		if spec == "80/" || spec == "127.0.0.1:80" {
-			continue
-		}
 		t.Run(spec, func(t *testing.T) {
 			bs, err := ParsePorts("1:1", spec)
 			require.ErrorIs(t, err, ErrBadPort, "%v", bs)
 			require.Empty(t, bs)
 			require.ErrorContains(t, err, "publish ")
-			require.NotContains(t, err.Error(), "\n")
 		})
 	}
 }
