@@ -81,6 +81,7 @@ func New(t testing.TB, o Options) *Engine {
 	e.Peer, err = newNamespace(name + "-peer")
 	require.NoError(t, err)
 	require.NoError(t, connect(e.Host, e.Peer))
+	require.NoError(t, e.Host.setForwarding(slices.Contains(e.extra(), "--firewall-backend=nftables")))
 	require.NoError(t, touchTables(e.Host))
 	require.NoError(t, e.startContainerd())
 	require.NoError(t, e.Start())
@@ -129,9 +130,8 @@ func (e *Engine) Start() error {
 	if e.LiveRestore {
 		args = append(args, "--live-restore")
 	}
-	args = append(args, strings.Fields(os.Getenv("ENGINE_ARGS"))...)
 	var err error
-	e.dockerd, err = Start("dockerd", filepath.Join(e.Dir, "dockerd.log"), e.Command("dockerd", append(args, e.Args...)...))
+	e.dockerd, err = Start("dockerd", filepath.Join(e.Dir, "dockerd.log"), e.Command("dockerd", append(args, e.extra()...)...))
 	if err != nil {
 		return err
 	}
@@ -139,6 +139,11 @@ func (e *Engine) Start() error {
 		_, err := e.Docker("version", "--format", "{{.Server.Version}}")
 		return err
 	})
+}
+
+// extra are the flags of dockerd that were asked for.
+func (e *Engine) extra() []string {
+	return slices.Concat(e.Args, strings.Fields(os.Getenv("ENGINE_ARGS")))
 }
 
 func (e *Engine) startContainerd() error {

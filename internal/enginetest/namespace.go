@@ -43,11 +43,6 @@ func newNamespace(name string) (Namespace, error) {
 			return fmt.Errorf("make network namespace %s: %w", name, err)
 		}
 		defer ns.Close()
-		// It begins with the machine's value; a fresh host forwards nothing, and
-		// only there dockerd sets the policy of FORWARD to DROP.
-		if err := os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("0"), 0o644); err != nil {
-			return err
-		}
 		return setUp("lo")
 	})
 	return n, err
@@ -76,6 +71,19 @@ func (n Namespace) Do(f func() error) error {
 			return fmt.Errorf("enter network namespace %s: %w", n.Name, err)
 		}
 		return f()
+	})
+}
+
+// setForwarding sets net.ipv4.ip_forward, which a new namespace has from the
+// machine. A fresh host forwards nothing, and only there dockerd sets the policy
+// of FORWARD to DROP; dockerd's nftables backend wants it on and leaves it alone.
+func (n Namespace) setForwarding(on bool) error {
+	value := "0"
+	if on {
+		value = "1"
+	}
+	return n.Do(func() error {
+		return os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte(value), 0o644)
 	})
 }
 
