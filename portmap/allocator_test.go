@@ -240,10 +240,10 @@ func TestAllocatorEphemeral(t *testing.T) {
 	netnstest.Sysctl(t, "ipv4/ip_local_reserved_ports", "40001,40003-40004")
 	netnstest.Sysctl(t, "ipv4/ip_local_port_range", "40000 40006")
 	a := newAllocator(t, TCP)
-	any := []Mapping{{Proto: TCP, Port: 80}}
+	anyPort := []Mapping{{Proto: TCP, Port: 80}}
 	got := map[uint16][]lease{}
 	for range 4 {
-		leases, err := a.Any(any, "s1")
+		leases, err := a.Any(anyPort, "s1")
 		require.NoError(t, err)
 		require.Equal(t, uint16(80), leases[0].Port)
 		got[leases[0].HostPort] = leases
@@ -258,26 +258,26 @@ func TestAllocatorEphemeral(t *testing.T) {
 		require.Contains(t, got, port)
 	}
 	before := OpenSockets(t)
-	_, err := a.Any(any, "s1")
+	_, err := a.Any(anyPort, "s1")
 	require.ErrorIs(t, err, ErrPortInUse)
 	require.ErrorContains(t, err, "no tcp port of the ephemeral range 40000-40006 is free")
 	RequireSockets(t, before)
 
 	// The range is read at each call.
 	netnstest.Sysctl(t, "ipv4/ip_local_port_range", "50000 50001")
-	leases, err := a.Any(any, "s1")
+	leases, err := a.Any(anyPort, "s1")
 	require.NoError(t, err)
 	first := leases[0].HostPort
 	require.Contains(t, []uint16{50000, 50001}, first)
 	require.NoError(t, a.Release(leases, "s1"))
-	leases, err = a.Any(any, "s1")
+	leases, err = a.Any(anyPort, "s1")
 	require.NoError(t, err)
 	require.NotEqual(t, first, leases[0].HostPort, "a port that was just given back is the last to be handed out again")
 	require.NoError(t, a.Release(leases, "s1"))
 
 	HoldPort(t, "tcp6", "[::1]:50000")
 	for range 3 {
-		leases, err := a.Any(any, "s1")
+		leases, err := a.Any(anyPort, "s1")
 		require.NoError(t, err)
 		require.Equal(t, uint16(50001), leases[0].HostPort)
 		require.NoError(t, a.Release(leases, "s1"))
