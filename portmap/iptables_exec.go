@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -88,15 +87,7 @@ func iptRun(stdin string, args ...string) (string, error) {
 type iptTool struct {
 	is4  bool
 	path string // of iptables or ip6tables; -restore is beside it
-	one  iptOneRule
 	run  iptExec
-}
-
-// iptOneRule is the part of go-iptables that changes rules of built-in chains.
-type iptOneRule interface {
-	Insert(table, chain string, pos int, rulespec ...string) error
-	Append(table, chain string, rulespec ...string) error
-	Delete(table, chain string, rulespec ...string) error
 }
 
 // iptHasIPv6 says whether the kernel has IPv6 at all; without, ip6tables fails.
@@ -123,7 +114,7 @@ func openIPT(is4 bool, path string) (*iptTool, error) {
 	if a, b, c := ipt.GetIptablesVersion(); a < 1 || a == 1 && b < 8 {
 		return nil, fmt.Errorf("%s is version %d.%d.%d: 1.8.0 or newer is needed", path, a, b, c)
 	}
-	return &iptTool{is4: is4, path: path, one: ipt, run: iptRun}, nil
+	return &iptTool{is4: is4, path: path, run: iptRun}, nil
 }
 
 // iptWait is iptLockWait as the programs want it.
@@ -137,27 +128,4 @@ func (t *iptTool) restore(text string) error {
 	}
 	_, err := t.run(text, t.path+"-restore", "--noflush", "-w", iptWait())
 	return err
-}
-
-func (t *iptTool) insert(j iptJump, pos int) error {
-	return iptWrap(t.one.Insert(j.table, j.from, pos, "-j", j.to))
-}
-
-func (t *iptTool) append(j iptJump) error {
-	return iptWrap(t.one.Append(j.table, j.from, "-j", j.to))
-}
-
-func (t *iptTool) delete(j iptJump) error {
-	return iptWrap(t.one.Delete(j.table, j.from, "-j", j.to))
-}
-
-// iptWrap makes an error of go-iptables one of ours.
-func iptWrap(err error) error {
-	if err == nil {
-		return nil
-	}
-	if e, ok := errors.AsType[*iptables.Error](err); ok {
-		return newIPTError([]string{"iptables"}, e.Error(), e)
-	}
-	return newIPTError([]string{"iptables"}, "", err)
 }

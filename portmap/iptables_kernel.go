@@ -76,10 +76,8 @@ func (t *iptTool) sync(want iptRuleset) error {
 	if err := t.restore(iptRestoreText(nil, want)); err != nil {
 		return err
 	}
-	for _, e := range iptJumpEdits(have, want) {
-		if err := e.do(t); err != nil {
-			return err
-		}
+	if err := t.restore(iptJumpText(iptJumpEdits(have, want))); err != nil {
+		return err
 	}
 	return t.restore(iptRestoreText(stale, nil))
 }
@@ -128,14 +126,32 @@ type iptJumpEdit struct {
 	pos  int // to insert at; 0 to delete the first one, -1 to append
 }
 
-func (e iptJumpEdit) do(t *iptTool) error {
+func (e iptJumpEdit) String() string {
 	switch e.pos {
 	case 0:
-		return t.delete(e.jump)
+		return fmt.Sprintf("-D %s -j %s", e.jump.from, e.jump.to)
 	case -1:
-		return t.append(e.jump)
+		return fmt.Sprintf("-A %s -j %s", e.jump.from, e.jump.to)
 	}
-	return t.insert(e.jump, e.pos)
+	return fmt.Sprintf("-I %s %d -j %s", e.jump.from, e.pos, e.jump.to)
+}
+
+// iptJumpText is the edits for iptables-restore --noflush: a jump that moves is
+// never away, even if this process is killed.
+func iptJumpText(edits []iptJumpEdit) string {
+	var b strings.Builder
+	for _, table := range []string{"raw", "nat", "filter"} {
+		var lines []string
+		for _, e := range edits {
+			if e.jump.table == table {
+				lines = append(lines, e.String())
+			}
+		}
+		if len(lines) > 0 {
+			fmt.Fprintf(&b, "*%s\n%s\nCOMMIT\n", table, strings.Join(lines, "\n"))
+		}
+	}
+	return b.String()
 }
 
 // iptJumpEdits make the jumps in the built-in chains right. Ours comes first
@@ -170,8 +186,7 @@ func iptJumpEdits(have, want iptRuleset) (edits []iptJumpEdit) {
 		case !wanted:
 			edits = append(edits, gone...)
 		case slices.ContainsFunc(there, func(p int) bool { return p >= pos }):
-			// Deleting takes the first one, so it has to be done before: what
-			// should be ours meets Docker's policy for some milliseconds.
+			// Deleting takes the first one, so it has to be done before.
 			pos -= len(slices.DeleteFunc(there, func(p int) bool { return p >= pos }))
 			edits = append(append(edits, gone...), iptJumpEdit{j, pos})
 		default:

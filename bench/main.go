@@ -1,0 +1,85 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+	"time"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	defer stop()
+	if len(os.Args) == 3 && os.Args[1] == "floor" {
+		exitOn(serveFloor(ctx, os.Args[2]))
+		return
+	}
+	exitOn(bench(ctx, os.Args[1:]))
+}
+
+func exitOn(err error) {
+	if err != nil && !errors.Is(err, flag.ErrHelp) {
+		fmt.Fprintf(os.Stderr, "bench: %v\n", err)
+		os.Exit(1)
+	}
+}
+
+// config is the command line.
+type config struct {
+	bin   string        // folder of portolan and demo
+	out   string        // Markdown file with the markers, or ""
+	quick bool          // leave out what takes minutes
+	micro bool          // the packages' own benchmarks too
+	limit time.Duration // the longest that one docker command may take
+}
+
+func bench(ctx context.Context, args []string) error {
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	c := config{limit: 5 * time.Minute}
+	f := flag.NewFlagSet("bench", flag.ContinueOnError)
+	f.StringVar(&c.bin, "bin", filepath.Dir(self), "folder of the programs portolan and demo")
+	f.StringVar(&c.out, "o", "", "write the tables between the markers of this file, too")
+	f.BoolVar(&c.quick, "quick", false, "leave out 1,000 ports of the built-in driver, which take two minutes and gigabytes of memory")
+	f.BoolVar(&c.micro, "micro", true, "run the packages' own benchmarks, too")
+	if err := f.Parse(args); err != nil {
+		return err
+	}
+	if c.out != "" { // not after six minutes
+		if _, err := replaceBetween(c.out, ""); err != nil {
+			return err
+		}
+	}
+	m, err := describeMachine()
+	if err != nil {
+		return err
+	}
+	r := report{machine: m, started: time.Now()}
+	s := &session{}
+	if err := s.run(ctx, func() error { return r.measure(ctx, s, c) }); err != nil {
+		return err
+	}
+	if c.micro {
+		if r.micro, err = microbenchmarks(ctx); err != nil {
+			return err
+		}
+	}
+	r.ended, r.loadAfter = time.Now(), loadAverage()
+	text := r.markdown()
+	fmt.Print(text)
+	if c.out == "" {
+		return nil
+	}
+	whole, err := replaceBetween(c.out, text)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(c.out, whole, 0o644)
+}

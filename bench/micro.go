@@ -1,0 +1,62 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"fmt"
+	"os/exec"
+	"regexp"
+	"strings"
+)
+
+// microPackages have benchmarks of their own.
+var microPackages = []string{"./proxy", "./internal/store"}
+
+// microbenchmark is a line of go test -bench.
+type microbenchmark struct{ name, figures string }
+
+// microbenchmarks runs go test, so that it needs the repository around it.
+func microbenchmarks(ctx context.Context) ([]microbenchmark, error) {
+	args := append([]string{"test", "-run", "^$", "-bench", ".", "-benchtime", "0.3s"}, microPackages...)
+	cmd := exec.CommandContext(ctx, "go", args...)
+	out, err := cmd.Output()
+	if err != nil {
+		return nil, fmt.Errorf("go %s: %w: %s", strings.Join(args, " "), err, out)
+	}
+	return parseMicro(out), nil
+}
+
+// benchLine is "BenchmarkName-2   100   4608788 ns/op   298 B/op …"; -2 is the
+// number of processors.
+var benchLine = regexp.MustCompile(`^Benchmark(\S+?)(?:-\d+)?\s+\d+\s+(.*)$`)
+
+func parseMicro(out []byte) (found []microbenchmark) {
+	pkg := ""
+	lines := bufio.NewScanner(bytes.NewReader(out))
+	for lines.Scan() {
+		if name, ok := strings.CutPrefix(lines.Text(), "pkg: "); ok {
+			pkg = name[strings.LastIndexByte(name, '/')+1:]
+		}
+		if m := benchLine.FindStringSubmatch(lines.Text()); m != nil {
+			figures := strings.Split(m[2], "\t")
+			for i, f := range figures {
+				figures[i] = strings.TrimSpace(f)
+			}
+			found = append(found, microbenchmark{pkg + " " + m[1], strings.Join(figures, ", ")})
+		}
+	}
+	return found
+}
+
+// packages is the table of what packages measure of themselves.
+func (r *report) packages() string {
+	if len(r.micro) == 0 {
+		return ""
+	}
+	t := table{head: []string{"benchmark", "figures"}}
+	for _, m := range r.micro {
+		t.add("`"+m.name+"`", m.figures)
+	}
+	return section("Benchmarks of packages (`go test -bench`, one run each)", t)
+}

@@ -1,0 +1,83 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+)
+
+const kib = 1024
+
+// processes is what runs in a network namespace.
+type processes struct {
+	count   int   // but for containers' shims
+	proxies int   // docker-proxy among them
+	rss     int64 // of the docker-proxies, in bytes
+}
+
+// lookAt looks at all processes of a network namespace, given as its file.
+func lookAt(namespace string) (p processes, err error) {
+	want, err := os.Stat(namespace)
+	if err != nil {
+		return p, err
+	}
+	dirs, _ := filepath.Glob("/proc/[0-9]*") // the pattern is good
+	for _, dir := range dirs {
+		is, err := os.Stat(filepath.Join(dir, "ns/net"))
+		if err != nil || !os.SameFile(is, want) {
+			continue // it has ended, or is somebody else's
+		}
+		comm, _ := os.ReadFile(filepath.Join(dir, "comm"))
+		switch name := string(bytes.TrimSpace(comm)); {
+		case strings.HasPrefix(name, "containerd-shim"):
+			continue
+		case name == "docker-proxy":
+			p.proxies++
+			rss, _ := statusOf(dir+"/status", "VmRSS") // 0 if it has ended
+			p.rss += rss
+		}
+		p.count++
+	}
+	return p, nil
+}
+
+// memory is a process's resident memory, now and at its peak, in bytes.
+type memory struct{ rss, peak int64 }
+
+func memoryOf(pid int) (m memory, err error) {
+	path := fmt.Sprintf("/proc/%d/status", pid)
+	if m.rss, err = statusOf(path, "VmRSS"); err != nil {
+		return m, err
+	}
+	m.peak, err = statusOf(path, "VmHWM")
+	return m, err
+}
+
+// available is the memory that programs could still get, in bytes.
+func available() (int64, error) { return statusOf("/proc/meminfo", "MemAvailable") }
+
+// statusOf reads a line of the form "Name: 123 kB".
+func statusOf(path, name string) (int64, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	lines := bufio.NewScanner(f)
+	for lines.Scan() {
+		value, found := strings.CutPrefix(lines.Text(), name+":")
+		if !found {
+			continue
+		}
+		n, err := strconv.ParseInt(strings.TrimSpace(strings.TrimSuffix(value, "kB")), 10, 64)
+		if err != nil {
+			return 0, fmt.Errorf("%s of %s: %w", name, path, err)
+		}
+		return n * kib, nil
+	}
+	return 0, fmt.Errorf("no %s in %s", name, path)
+}
