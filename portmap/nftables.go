@@ -15,8 +15,8 @@ import (
 
 // NFTables is the Mapper on nftables, over netlink, without the nft program.
 //
-// Every call is one transaction, and costs the same with one and with 65,535
-// published ports: ports are elements of maps. All of it is in the table inet
+// Every call is one transaction, and a packet's look-up costs the same with one
+// and with 65,535 published ports: ports are elements of maps. All of it is in the table inet
 // portolan, which the kernel keeps from everybody else where it can (Linux 6.9).
 // The one rule outside is that of dockerUser.
 type NFTables struct {
