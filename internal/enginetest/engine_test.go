@@ -102,7 +102,7 @@ func TestSnapshot(t *testing.T) {
 	require.NoError(t, err)
 	assert.Empty(t, Diff(before, again), "nothing has changed")
 
-	change("iptables", "-I", "DOCKER-USER", "-j", "ACCEPT")
+	change("iptables", "-I", "FORWARD", "-j", "ACCEPT")
 	change("nft", "add", "table", "inet", "left")
 	change("ip", "link", "add", "left0", "type", "bridge")
 	change("sysctl", "-qw", "net.ipv6.conf.lo.accept_ra=2")
@@ -119,7 +119,7 @@ func TestSnapshot(t *testing.T) {
 	diff := Diff(before, after)
 	for _, want := range []string{
 		"+ nft list ruleset: table inet left {",
-		"+ iptables-save: -A DOCKER-USER -j ACCEPT",
+		"+ iptables-save: -A FORWARD -j ACCEPT",
 		"+ devices: left0 bridge",
 		"+ sysctls: ipv6/conf/lo/accept_ra = 2",
 		"- sysctls: ipv6/conf/lo/accept_ra = 1",
