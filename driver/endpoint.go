@@ -143,7 +143,7 @@ func (d *Driver) operInfo(_ context.Context, r endpointRequest) (operInfoRespons
 func expand(t portmap.Target, ms []portmap.Mapping) []portBinding {
 	all := []portBinding{}
 	for _, m := range ms {
-		for _, host := range hostIPs(t, m) {
+		for _, host := range t.HostIPs(m) {
 			ip := t.IPv4
 			if !ip.IsValid() || host.Is6() && t.IPv6.IsValid() {
 				ip = t.IPv6
@@ -155,20 +155,6 @@ func expand(t portmap.Target, ms []portmap.Mapping) []portBinding {
 		}
 	}
 	return all
-}
-
-func hostIPs(t portmap.Target, m portmap.Mapping) []netip.Addr {
-	if m.HostIP.IsValid() {
-		return []netip.Addr{m.HostIP}
-	}
-	var hosts []netip.Addr
-	if t.NAT4(m) || t.ProxyRemote && !t.Routed4 {
-		hosts = append(hosts, netip.IPv4Unspecified())
-	}
-	if t.NAT6(m) || t.ProxyRemote && !t.Routed6 {
-		hosts = append(hosts, netip.IPv6Unspecified())
-	}
-	return hosts
 }
 
 // target is where the endpoint's mappings lead.

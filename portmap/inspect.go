@@ -34,7 +34,7 @@ func Ports(p Publication, exposed []ExposedPort) map[string][]HostPort {
 		ports[e.String()] = nil
 	}
 	for _, m := range p.Mappings {
-		addrs := p.listed(m)
+		addrs := p.HostIPs(m)
 		for i := range m.Len() {
 			one := m.at(i)
 			key := ExposedPort{m.Proto, one.Port}.String()
@@ -46,15 +46,19 @@ func Ports(p Publication, exposed []ExposedPort) map[string][]HostPort {
 	return ports
 }
 
-// listed are the host addresses of m in reports.
-func (t Target) listed(m Mapping) (addrs []netip.Addr) {
+// HostIPs are the host addresses of m in reports: its own, or each family's
+// wildcard that clients of other hosts can use. A routed family has none.
+func (t Target) HostIPs(m Mapping) (addrs []netip.Addr) {
 	if m.HostIP.IsValid() {
+		if m.Is4() && t.Routed4 || m.Is6() && t.Routed6 {
+			return nil
+		}
 		return []netip.Addr{m.HostIP}
 	}
-	if t.IPv4.IsValid() || t.ProxyRemote {
+	if t.NAT4(m) || t.ProxyRemote && !t.Routed4 {
 		addrs = append(addrs, netip.IPv4Unspecified())
 	}
-	if t.IPv6.IsValid() || t.ProxyRemote {
+	if t.NAT6(m) || t.ProxyRemote && !t.Routed6 {
 		addrs = append(addrs, netip.IPv6Unspecified())
 	}
 	return addrs
