@@ -20,12 +20,10 @@ import (
 func (d *Driver) programExternal(ctx context.Context, r programRequest) (nothing, error) {
 	err := d.publish(ctx, r)
 	if errors.Is(err, portmap.ErrPortInUse) {
-		// The holder may be dead, and nobody have said so.
-		if n, buryErr := d.buryDead(ctx, time.Now()); n > 0 {
-			err = d.publish(ctx, r)
-		} else {
-			d.warn(buryErr, "look for dead endpoints", r.EndpointID)
-		}
+		// The holder may be dead, and nobody have said so; or another call has
+		// just found out.
+		d.warn(d.buryDead(ctx, time.Now()), "look for dead endpoints", r.EndpointID)
+		err = d.publish(ctx, r)
 	}
 	if err != nil {
 		return nothing{}, fmt.Errorf("publish ports of endpoint %.12s: %w", r.EndpointID, err)

@@ -225,9 +225,8 @@ func isDead(ep store.Endpoint, now time.Time) (bool, error) {
 	return abandoned(ep.ID)
 }
 
-// buryDead makes tombstones of the endpoints that are dead at that time, and
-// says how many it found.
-func (d *Driver) buryDead(ctx context.Context, now time.Time) (found int, err error) {
+// buryDead makes tombstones of the endpoints that are dead at that time.
+func (d *Driver) buryDead(ctx context.Context, now time.Time) error {
 	var errs []error
 	for _, ep := range d.store.Endpoints() {
 		if dead, err := isDead(ep, now); !dead {
@@ -239,12 +238,11 @@ func (d *Driver) buryDead(ctx context.Context, now time.Time) (found int, err er
 				return err // it has joined meanwhile
 			}
 			d.log.Info("a container has ended without a word", "endpoint", ep.ID, "network", ep.Network)
-			found++
 			return d.takeOut(ep)
 		})
 		errs = append(errs, err)
 	}
-	return found, errors.Join(errs...)
+	return errors.Join(errs...)
 }
 
 // Reap removes the endpoints that never joined, ten minutes after they were
@@ -253,8 +251,7 @@ func (d *Driver) buryDead(ctx context.Context, now time.Time) (found int, err er
 func (d *Driver) Reap(now time.Time) error {
 	ctx, cancel := context.WithTimeout(context.Background(), waitLimit)
 	defer cancel()
-	_, err := d.buryDead(ctx, now)
-	errs := []error{err}
+	errs := []error{d.buryDead(ctx, now)}
 	for _, ep := range d.store.Endpoints() {
 		if !overdue(ep, now) {
 			continue

@@ -22,8 +22,9 @@ const dockerUserComment = "portolan: accepted by table inet portolan"
 
 // dockerUser keeps one rule in DOCKER-USER of each family that has it: packets
 // that our forward chain accepted, and marked, pass Docker's DROP policy. It
-// stands behind the user's rules, so that their DROP wins, and before the
-// trailing RETURN of engines up to 28. It matches no interface: an accept by
+// stands behind the user's rules, so that their DROP wins, and before the RETURN
+// that engines up to 28 end the chain with; what `iptables -A` puts behind that
+// no packet comes to. It matches no interface: an accept by
 // interface there would open Docker's own containers, whose isolation comes
 // later in the chain.
 //
@@ -73,20 +74,20 @@ func (d *dockerUser) ensureFamily(family nftables.TableFamily, wanted bool) (cha
 	if err != nil {
 		return false, err
 	}
-	var ours []*nftables.Rule
-	var next *nftables.Rule // the trailing RETURN
-	placed := false         // ours is the last of the rules that count
-	for i, r := range rules {
-		switch {
-		case isDockerUserRule(r):
+	var ours, live []*nftables.Rule // live: those that a packet can come to
+	var next *nftables.Rule         // the RETURN that ends them
+	for _, r := range rules {
+		if isDockerUserRule(r) {
 			ours = append(ours, r)
-			placed = true
-		case i == len(rules)-1 && isPlainReturn(r):
+		}
+		if next == nil && isPlainReturn(r) {
 			next = r
-		default:
-			placed = false
+		}
+		if next == nil {
+			live = append(live, r)
 		}
 	}
+	placed := len(live) > 0 && isDockerUserRule(live[len(live)-1])
 	if wanted && placed && len(ours) == 1 || !wanted && len(ours) == 0 {
 		return false, nil
 	}

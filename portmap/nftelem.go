@@ -130,10 +130,14 @@ func hostElement(a netip.Addr) nftElem {
 // networkElements lead to the chains of planNetwork.
 func networkElements(n Network) []nftElem {
 	br := string(ifname(n.Bridge))
+	from := mapFromBridge
+	if n.Internal {
+		from = mapInternal
+	}
 	es := []nftElem{
 		{set: setBridges, key: br},
 		{set: mapToBridge, key: br, chain: chainTo(n)},
-		{set: mapFromBridge, key: br, chain: chainFrom(n)},
+		{set: from, key: br, chain: chainFrom(n)},
 	}
 	for _, f := range n.families() {
 		e := nftElem{set: mapSource + famDigit(f.is4), key: string(f.subnet.Masked().Addr().AsSlice()), chain: chainSource(n)}

@@ -67,6 +67,7 @@ const (
 	setUplinks    = "uplinks"     // bridges that lead to a LAN, not to containers
 	mapToBridge   = "to-bridge"   // out interface to a network's chain
 	mapFromBridge = "from-bridge" // in interface to a network's chain
+	mapInternal   = "internal"    // the same for internal networks, looked up first
 	mapHostAddr   = "host-addr"   // host address to its chain; + family
 	mapLoopback   = "loopback"    // the same for 127.0.0.0/8
 	mapSource     = "source"      // subnet to a network's postrouting chain; + family
@@ -148,6 +149,7 @@ func planBase() nftPart {
 		{name: setUplinks, key: nftables.TypeIFName},
 		verdictMap(mapToBridge, nftables.TypeIFName, false),
 		verdictMap(mapFromBridge, nftables.TypeIFName, false),
+		verdictMap(mapInternal, nftables.TypeIFName, false),
 		verdictMap(mapLoopback, nftables.TypeIPAddr, false),
 	}
 	var dispatch, refuse []nftRule
@@ -192,6 +194,7 @@ func planBase() nftPart {
 			{saddr(false).vmap(mapSource + "6")},
 		}},
 		{"filter-forward", hook(filter, nftables.ChainHookForward, -1, "forward priority filter - 1"), []nftRule{
+			{stmtIfVmap(expr.MetaKeyIIFNAME, "iifname", mapInternal)},
 			{stmtIfVmap(expr.MetaKeyOIFNAME, "oifname", mapToBridge)},
 			{stmtIfVmap(expr.MetaKeyIIFNAME, "iifname", mapFromBridge)},
 			{stmtJump("guard")},
@@ -264,8 +267,8 @@ func rulesTo(n Network) []nftRule {
 // than networks of ours. Into a bridge that does not lead to a LAN it goes
 // unmarked: whose containers those are has rules of its own.
 func rulesFrom(n Network) []nftRule {
-	if n.Internal {
-		return []nftRule{{stmtDrop}}
+	if n.Internal { // before another network lets it in as a published port's
+		return []nftRule{{stmtNotOIF(n.Bridge), stmtDrop}}
 	}
 	rules := []nftRule{
 		{stmtDNATed, stmtJump("port-forward")},
