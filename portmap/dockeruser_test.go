@@ -1,0 +1,65 @@
+package portmap_test
+
+import (
+	"net/netip"
+	"os/exec"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/portolan/portolan/portmap"
+)
+
+// An administrator's `iptables -A` stands behind the engine's RETURN, where it
+// does nothing; our rule stays before it.
+func TestDockerUserBeforeReturn(t *testing.T) {
+	iptables := func(args ...string) string {
+		t.Helper()
+		out, err := exec.Command("iptables", append([]string{"-w"}, args...)...).CombinedOutput()
+		require.NoError(t, err, "%s", out)
+		return string(out)
+	}
+	iptables("-N", portmap.DockerUserChain)
+	iptables("-A", portmap.DockerUserChain, "-j", "RETURN")
+	t.Cleanup(func() {
+		iptables("-F", portmap.DockerUserChain)
+		iptables("-X", portmap.DockerUserChain)
+	})
+	m := openNFTables(t)
+	require.NoError(t, m.AddNetwork(portmap.Network{ID: "n1", Bridge: "plbr9", Subnet4: netip.MustParsePrefix("10.9.0.0/24")}))
+	t.Cleanup(func() { assert.NoError(t, m.Close()) })
+
+	order := func() (words []string) {
+		for line := range strings.Lines(iptables("-S", portmap.DockerUserChain)) {
+			switch {
+			case strings.Contains(line, "--mark 0x2000"):
+				words = append(words, "ours")
+			case strings.HasPrefix(line, "-A"):
+				f := strings.Fields(line)
+				words = append(words, f[len(f)-1])
+			}
+		}
+		return words
+	}
+	check := func(want ...string) {
+		t.Helper()
+		_, err := m.Check()
+		require.NoError(t, err)
+		assert.Equal(t, want, order())
+	}
+	check("ours", "RETURN")
+	iptables("-A", portmap.DockerUserChain, "-s", "203.0.113.9", "-j", "DROP")
+	check("ours", "RETURN", "DROP")
+	iptables("-D", portmap.DockerUserChain, "-s", "203.0.113.9", "-j", "DROP")
+	check("ours", "RETURN")
+	iptables("-I", portmap.DockerUserChain, "-s", "203.0.113.9", "-j", "DROP")
+	check("DROP", "ours", "RETURN")
+	iptables("-F", portmap.DockerUserChain)
+	check("ours")
+	iptables("-A", portmap.DockerUserChain, "-s", "203.0.113.9", "-j", "DROP")
+	check("DROP", "ours")
+	require.NoError(t, m.RemoveNetwork("n1"))
+	assert.Equal(t, []string{"DROP"}, order())
+}
