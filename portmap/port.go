@@ -15,6 +15,7 @@ type hostPort struct {
 	asked  netip.Addr             // the host address as asked for; of a mixed network one family of it is held
 	proxy  proxy.Proxy            // nil until first served
 	target atomic.Pointer[Target] // nil while nobody serves
+	parked bool                   // the number is the sandbox's, and no socket holds it
 }
 
 // wanted is the mapping with the host address that was asked for.
@@ -49,6 +50,43 @@ func (p *hostPort) rest() {
 	// With no target whatever passes the filter is refused.
 	_ = p.Shut()
 	p.proxy.Reset()
+}
+
+// park keeps the number for the sandbox and gives the port back to the host: its
+// next gateway may be an endpoint of another driver, which binds it. A port of
+// a routed family has no socket to give.
+func (p *hostPort) park() error {
+	p.target.Store(nil)
+	if p.parked || !p.held {
+		return nil
+	}
+	err := p.close()
+	p.proxy, p.parked = nil, true
+	p.Socket = &Socket{sctp: -1, held: true}
+	return err
+}
+
+func park(ports []*hostPort) (err error) {
+	for _, port := range ports {
+		err = errors.Join(err, port.park())
+	}
+	return err
+}
+
+// wake binds parked ports again, all or none, and returns those that were.
+func (p *Publisher) wake(ports []*hostPort) (woken []*hostPort, err error) {
+	for _, port := range ports {
+		if !port.parked {
+			continue
+		}
+		leases, err := p.allocators[port.Proto].bind(port.Mapping)
+		if err != nil {
+			return nil, join(err, park(woken))
+		}
+		port.Socket, port.parked = leases[0].Socket, false
+		woken = append(woken, port)
+	}
+	return woken, nil
 }
 
 // backend is the container's side of what came to a local address: in the same

@@ -127,13 +127,18 @@ func (p *Publisher) Publish(sandboxID string, t Target, bs []PortBinding, record
 	if err != nil {
 		return nil, p.named(err)
 	}
+	woken, err := p.wake(wanted)
+	if err != nil {
+		return nil, join(p.named(err), p.release(s, fresh(wanted, s.ports)))
+	}
+	undo := func() error { return errors.Join(park(woken), p.release(s, fresh(wanted, s.ports))) }
 	old := s.pub
 	pub := Publication{t, mappingsOf(wanted)}
 	if err := record(pub.Mappings); err != nil {
-		return nil, errors.Join(err, p.release(s, fresh(wanted, s.ports)))
+		return nil, errors.Join(err, undo())
 	}
 	if err := p.remap(old, pub); err != nil {
-		return nil, errors.Join(err, record(old.Mappings), p.release(s, fresh(wanted, s.ports)))
+		return nil, errors.Join(err, record(old.Mappings), undo())
 	}
 	unwanted := fresh(s.ports, wanted)
 	if len(wanted) == 0 {
@@ -209,9 +214,10 @@ func (p *Publisher) publishing(id string) string {
 	return ""
 }
 
-// Unpublish removes the rules of an endpoint and stops serving. The host ports
-// stay with the sandbox, for the endpoint that is its gateway next. What does
-// not publish is nil: the ports may be another's by now.
+// Unpublish removes the rules of an endpoint and stops serving. The numbers of
+// its host ports stay with the sandbox, for the endpoint that is its gateway
+// next; no socket holds them meanwhile, as that may be another driver's. What
+// does not publish is nil: the ports may be another's by now.
 func (p *Publisher) Unpublish(endpoint string) error {
 	p.mu.Lock()
 	id, known := p.endpoints[endpoint]
@@ -235,8 +241,8 @@ func (p *Publisher) unpublish(s *sandbox, endpoint string) error {
 	p.claim(endpoint, "", s.id)
 	s.pub = Publication{}
 	s.lost = nil
-	for _, port := range s.ports {
-		port.rest()
+	if err := park(s.ports); err != nil {
+		p.cfg.Log.Warn("close sockets", "sandbox", s.id, "err", err)
 	}
 	p.flush(old)
 	return nil

@@ -300,7 +300,11 @@ func TestGatewayMoves(t *testing.T) {
 				if unpublish {
 					require.NoError(t, r.Unpublish(from))
 					r.requireMapped()
-					portmap.RequireSockets(t, before, "the ports stay with the sandbox")
+					// Another driver's endpoint of this container may bind
+					// them now; another sandbox of ours may not.
+					requireFree(t, "udp", ":9000")
+					_, err := r.Publish("s2", target("e9", 9), bindings(t, "9000:9000/udp"), recordNothing)
+					require.ErrorIs(t, err, portmap.ErrPortInUse)
 				}
 				require.Equal(t, first, r.publish("s1", target(to, 2+i), specs...))
 				r.requireMapped(to + " " + strings.Join(first, " "))
@@ -313,6 +317,24 @@ func TestGatewayMoves(t *testing.T) {
 			requireFree(t, "udp", ":9000")
 		})
 	}
+}
+
+// TestGatewayComesBack to a port that somebody took meanwhile, and again when it
+// is free: the number is still the sandbox's.
+func TestGatewayComesBack(t *testing.T) {
+	r := newRig(t, nil)
+	r.publish("s1", target("e1", 2), "9000-9001:9000-9001/udp")
+	require.NoError(t, r.Unpublish("e1"))
+	c, err := net.ListenPacket("udp", ":9001")
+	require.NoError(t, err)
+	_, err = r.Publish("s1", target("e1", 2), bindings(t, "9000-9001:9000-9001/udp"), recordNothing)
+	require.ErrorIs(t, err, portmap.ErrPortInUse)
+	r.requireMapped()
+	requireFree(t, "udp", ":9000")
+	require.NoError(t, c.Close())
+	require.Equal(t, []string{"9000-9001->9000-9001/udp"}, r.publish("s1", target("e1", 2), "9000-9001:9000-9001/udp"))
+	require.NoError(t, r.Release("s1"))
+	requireFree(t, "udp", ":9000")
 }
 
 // TestGatewayMoveFails leaves the ports where they were.
