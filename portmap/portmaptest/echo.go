@@ -194,6 +194,15 @@ func askAgain(p probe) (seen, own netip.AddrPort, err error) {
 	return seen, own, err
 }
 
+func echoAgain(from place, to netip.Addr) (err error) {
+	for range askTries {
+		if err = echo(from, to, answerWait); err == nil {
+			break
+		}
+	}
+	return err
+}
+
 // requireAnswered wants an answer to every probe and, where source is given,
 // that the server saw that address; without, the client's own.
 func requireAnswered(t *testing.T, source netip.Addr, ps ...probe) {

@@ -155,7 +155,7 @@ func routed(l *lab) {
 		requireAnswered(l.T, netip.Addr{}, probes("nat, neighbour", l.neighbour, 8080, natHost)...)
 		requireAnswered(l.T, netip.Addr{}, probes("routed, out", l.c2, 82, out)...)
 		requireAnswered(l.T, natHost, probes("nat, out", l.c2, 82, masqueraded)...)
-		require.NoError(l.T, echo(l.neighbour, routedTo, answerWait), "ICMP echo to %s", routedTo)
+		require.NoError(l.T, echoAgain(l.neighbour, routedTo), "ICMP echo to %s", routedTo)
 		require.Error(l.T, echo(l.neighbour, natTo, silenceWait), "ICMP echo to %s", natTo)
 		requireSilent(l.T, slices.Concat(
 			probes("routed, unpublished", l.neighbour, 81, routedTo),
