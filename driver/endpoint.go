@@ -79,7 +79,10 @@ func (d *Driver) teardown(ctx context.Context, what string, r endpointRequest, d
 	release, err := d.hold(ctx, r, "")
 	if err == nil {
 		defer release()
-		if ep, ok := d.store.Endpoint(r.EndpointID); ok && ep.Network == r.NetworkID {
+		switch ep, ok := d.store.Endpoint(r.EndpointID); {
+		case !ok: // of an earlier state, perhaps
+			err = unplug(r.EndpointID)
+		case ep.Network == r.NetworkID:
 			err = do(ep)
 		}
 	}

@@ -174,7 +174,7 @@ func (d *Driver) dropNetwork(ctx context.Context, id string) error {
 	defer release()
 	n, ok := d.store.Network(id)
 	if !ok {
-		return nil
+		return d.razeStray(id)
 	}
 	// If this is cut short, the next start goes on with it.
 	n.Phase = store.Intent

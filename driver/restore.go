@@ -4,9 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/vishvananda/netlink"
 
 	"github.com/portolan/portolan/internal/store"
 	"github.com/portolan/portolan/portmap"
@@ -41,9 +44,7 @@ func (d *Driver) Restore() error {
 	d.warn(d.unforward(""), "put back forwarding", "")
 	built := d.rebuild(nets)
 	live := d.sortOut(built)
-	d.reportStrays()
-
-	var rules []portmap.Network
+	rules := d.strays()
 	var runs []portmap.Run
 	for _, n := range built {
 		rules = append(rules, n.Network)
@@ -146,18 +147,72 @@ func (d *Driver) sortOut(built map[string]store.Network) []store.Endpoint {
 	return live
 }
 
-// reportStrays names the interfaces that a state which is no more has left.
-func (d *Driver) reportStrays() {
+// strays are the networks of a state that is no more, as their bridges tell of
+// them. Nobody knows what they were allowed, so they are closed like internal
+// ones, until docker network rm or portolan cleanup removes them.
+func (d *Driver) strays() (nets []portmap.Network) {
 	links, err := ourLinks()
 	d.warn(err, "look for stray interfaces", "")
 	for _, l := range links {
-		alias := l.Attrs().Alias
-		_, isNetwork := d.store.Network(strings.TrimPrefix(alias, aliasNetwork))
-		_, isEndpoint := d.store.Endpoint(strings.TrimPrefix(alias, aliasEndpoint))
-		if !isNetwork && !isEndpoint {
-			d.log.Warn("an interface of an earlier state is left; portolan cleanup removes it", "interface", l.Attrs().Name, "alias", alias)
+		name, alias := l.Attrs().Name, l.Attrs().Alias
+		id, isNetwork := strings.CutPrefix(alias, aliasNetwork)
+		_, known := d.store.Network(id)
+		if !isNetwork {
+			_, known = d.store.Endpoint(strings.TrimPrefix(alias, aliasEndpoint))
+		}
+		if known {
+			continue
+		}
+		d.log.Warn("an interface of an earlier state is left; portolan cleanup removes it", "interface", name, "alias", alias)
+		if !isNetwork || l.Type() != "bridge" {
+			continue
+		}
+		d.warn(d.sys.set("ipv4/conf/"+name+"/route_localnet", "0"), "close localhost to a stray network", id)
+		nets = append(nets, strayNetwork(id, l))
+	}
+	return nets
+}
+
+// strayNetwork is what the addresses of a bridge tell.
+func strayNetwork(id string, br netlink.Link) portmap.Network {
+	n := portmap.Network{ID: id, Bridge: br.Attrs().Name, Internal: true}
+	addrs, err := netlink.AddrList(br, netlink.FAMILY_ALL)
+	if err != nil {
+		return n // closed all the same
+	}
+	for _, a := range addrs {
+		ip, ok := netip.AddrFromSlice(a.IP)
+		bits, _ := a.Mask.Size()
+		switch ip = ip.Unmap(); {
+		case !ok || ip.IsLinkLocalUnicast():
+		case ip.Is4():
+			n.Gateway4, n.Subnet4 = ip, netip.PrefixFrom(ip, bits).Masked()
+		default:
+			n.Gateway6, n.Subnet6 = ip, netip.PrefixFrom(ip, bits).Masked()
 		}
 	}
+	return n
+}
+
+// razeStray removes what an earlier state has left of a network. Nothing is nil.
+func (d *Driver) razeStray(id string) error {
+	links, err := ourLinks()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, br := range links {
+		if br.Attrs().Alias != aliasNetwork+id {
+			continue
+		}
+		for _, port := range links {
+			if port.Attrs().MasterIndex == br.Attrs().Index {
+				errs = append(errs, removeLink(port))
+			}
+		}
+		errs = append(errs, removeLink(br))
+	}
+	return errors.Join(append(errs, d.mapper.RemoveNetwork(id))...)
 }
 
 // revive says whether the endpoint has its port still, and has it on the

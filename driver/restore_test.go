@@ -2,6 +2,8 @@ package driver
 
 import (
 	"errors"
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -233,4 +235,31 @@ func TestReapAbandoned(t *testing.T) {
 	assert.Error(t, err)
 	r.ok("Leave", endpointOf(1, 10))
 	r.ok("DeleteEndpoint", endpointOf(1, 10))
+}
+
+// A state that was damaged is set aside. What it knew of stays closed, as if
+// internal, and can be removed.
+func TestRestoreOfNobody(t *testing.T) {
+	r := twoNetworks(t)
+	r.moveIn(10)
+	require.Equal(t, "1", sysctl(t, "ipv4/conf/"+bridgeOf(1)+"/route_localnet"))
+	require.NoError(t, r.store.Close())
+	require.NoError(t, os.Truncate(filepath.Join(r.store.Dir(), "state.json"), 300))
+	r.open()
+	require.NotEmpty(t, r.store.Damaged())
+	require.NoError(t, r.Restore())
+	require.Empty(t, r.store.Networks())
+	nets := r.mapper.Networks()
+	require.Len(t, nets, 2)
+	for _, n := range nets {
+		assert.True(t, n.Internal, n.Bridge)
+		assert.True(t, n.Subnet4.IsValid(), n.Bridge)
+		assert.Equal(t, "0", sysctl(t, "ipv4/conf/"+n.Bridge+"/route_localnet"))
+	}
+	assert.Empty(t, r.mapper.Publications())
+	for i := range 2 {
+		r.ok("DeleteNetwork", object{"NetworkID": id(i + 1)})
+	}
+	assert.Empty(t, r.mapper.Networks())
+	r.nothingLeft()
 }

@@ -18,7 +18,8 @@ const addrGenNone = 1
 // vethNames are the two ends of an endpoint's veth pair: the bridge's port, and
 // what the engine moves into the container.
 func vethNames(endpoint string) (port, inside string) {
-	return "pv" + endpoint[:10], "pc" + endpoint[:10]
+	short := endpoint[:min(10, len(endpoint))]
+	return "pv" + short, "pc" + short
 }
 
 // plug makes the endpoint's veth pair, one end of it a port of the network's

@@ -120,7 +120,7 @@ func (c *cleanupConfig) withoutDaemon(noDaemon error) error {
 	}
 	var alive []string
 	for _, l := range links {
-		if id, ok := strings.CutPrefix(l.Attrs().Alias, endpointAlias); ok {
+		if id, ok := strings.CutPrefix(l.Attrs().Alias, endpointAlias); ok && inContainer(l) {
 			alive = append(alive, shortID(id))
 		}
 	}
@@ -227,6 +227,15 @@ const (
 	ourAlias      = "portolan "
 	endpointAlias = ourAlias + "endpoint "
 )
+
+// inContainer says whether the other end of an endpoint's veth pair is somewhere
+// else: the engine moves it back when the container ends. The ends differ in
+// the second letter of their names.
+func inContainer(port netlink.Link) bool {
+	name := port.Attrs().Name
+	_, err := netlink.LinkByName("pc" + name[min(2, len(name)):])
+	return err != nil
+}
 
 func ourInterfaces() ([]netlink.Link, error) {
 	links, err := netlink.LinkList()
