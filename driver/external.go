@@ -82,8 +82,7 @@ func (d *Driver) dispossess(ep store.Endpoint) error {
 		if other.Sandbox != ep.Sandbox || other.ID == ep.ID || len(other.Mappings) == 0 {
 			continue
 		}
-		_, err := d.store.UpdateEndpoint(other.ID, func(e *store.Endpoint) { e.Gateway, e.Mappings = false, nil })
-		if err != nil {
+		if err := d.store.RetireEndpoint(other.ID, publishNothing); err != nil {
 			return err
 		}
 	}
@@ -94,10 +93,12 @@ func (d *Driver) dispossess(ep store.Endpoint) error {
 // success.
 func (d *Driver) revokeExternal(ctx context.Context, r endpointRequest) (nothing, error) {
 	return d.teardown(ctx, "unpublish ports of", r, func(ep store.Endpoint) error {
-		_, err := d.store.UpdateEndpoint(ep.ID, func(e *store.Endpoint) { e.Gateway, e.Mappings = false, nil })
+		err := d.store.RetireEndpoint(ep.ID, publishNothing)
 		return errors.Join(d.pub.Unpublish(ep.ID), err)
 	})
 }
+
+func publishNothing(e *store.Endpoint) { e.Gateway, e.Mappings = false, nil }
 
 // bindings decodes com.docker.network.portmap.
 func (o rawOptions) bindings() ([]portmap.PortBinding, error) {

@@ -91,8 +91,7 @@ func (d *Driver) takeOut(ep store.Endpoint) error {
 	if ep.Sandbox == "" {
 		return err
 	}
-	_, storeErr := d.store.UpdateEndpoint(ep.ID, func(e *store.Endpoint) { bury(e, time.Now()) })
-	err = errors.Join(err, storeErr)
+	err = errors.Join(err, d.store.RetireEndpoint(ep.ID, func(e *store.Endpoint) { bury(e, time.Now()) }))
 	// The host ports are the sandbox's: an endpoint that inherits them may
 	// still be there, and be told so only after this.
 	others := slices.ContainsFunc(d.store.Endpoints(), func(e store.Endpoint) bool {
@@ -121,5 +120,5 @@ func (d *Driver) forgetEndpoint(ep store.Endpoint) error {
 // calls that the engine may still make.
 func bury(e *store.Endpoint, now time.Time) {
 	e.Gone, e.Sandbox, e.Veth = now, "", ""
-	e.Gateway, e.Mappings = false, nil
+	publishNothing(e)
 }

@@ -177,8 +177,7 @@ func (d *Driver) dropNetwork(ctx context.Context, id string) error {
 		return d.razeStray(id)
 	}
 	// If this is cut short, the next start goes on with it.
-	n.Phase = store.Intent
-	if err := d.store.PutNetwork(n); err != nil {
+	if err := d.store.RetireNetwork(id); err != nil {
 		return err
 	}
 	for _, ep := range d.store.Endpoints() {

@@ -140,7 +140,7 @@ func (d *Driver) sortOut(built map[string]store.Network) []store.Endpoint {
 		case alive && ok:
 			live = append(live, ep)
 		case !alive && err == nil:
-			_, err := d.store.UpdateEndpoint(ep.ID, func(e *store.Endpoint) { bury(e, time.Now()) })
+			err := d.store.RetireEndpoint(ep.ID, func(e *store.Endpoint) { bury(e, time.Now()) })
 			d.warn(err, "record the end of an endpoint", ep.ID)
 		}
 	}
@@ -302,7 +302,8 @@ func (d *Driver) buryDead(ctx context.Context, now time.Time) error {
 
 // Reap removes the endpoints that never joined, ten minutes after they were
 // created, and tombstones after a day. Endpoints whose container has ended
-// without a word become tombstones.
+// without a word become tombstones. What the disk would not take earlier is
+// written.
 func (d *Driver) Reap(now time.Time) error {
 	ctx, cancel := context.WithTimeout(context.Background(), waitLimit)
 	defer cancel()
@@ -319,7 +320,7 @@ func (d *Driver) Reap(now time.Time) error {
 		})
 		errs = append(errs, err)
 	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, d.store.Sync())...)
 }
 
 func overdue(ep store.Endpoint, now time.Time) bool {

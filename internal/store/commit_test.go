@@ -103,11 +103,8 @@ func TestFailedWriteChangesNothing(t *testing.T) {
 				require.Equal(t, []string{stateName}, names(t, s.Dir()), what)
 			}
 			fail("put network m", func() error { return s.PutNetwork(network("m")) })
-			fail("delete network n", func() error { return s.DeleteNetwork("n") })
 			fail("put endpoint f", func() error { return s.PutEndpoint(endpoint("f", "n")) })
-			fail("delete endpoint e", func() error { return s.DeleteEndpoint("e") })
 			fail("put sysctl q", func() error { return s.PutSysctl(Sysctl{"q", "0", "1"}) })
-			fail("delete sysctl p", func() error { return s.DeleteSysctl("p") })
 			fail("update endpoint e", func() error {
 				ok, err := s.UpdateEndpoint("e", func(e *Endpoint) { e.Phase = Done })
 				require.True(t, ok)
@@ -130,14 +127,77 @@ func TestRefusedChangeIsTakenOutLater(t *testing.T) {
 	f.set(failing("syncdir", unix.EIO))
 	require.ErrorIs(t, s.PutEndpoint(endpoint("e", "n")), unix.EIO)
 	require.Empty(t, s.Endpoints())
-	require.ErrorIs(t, s.DeleteEndpoint("e"), unix.EIO, "nobody knows what the disk has")
+	require.ErrorIs(t, s.PutNetwork(network("n")), unix.EIO, "nobody knows what the disk has")
 
 	f.set(nil)
-	require.NoError(t, s.DeleteEndpoint("e"))
+	require.NoError(t, s.Sync())
 	require.Equal(t, 1, f.count("rename"))
-	require.NoError(t, s.DeleteEndpoint("e"))
+	require.NoError(t, s.Sync())
 	require.Equal(t, 1, f.count("rename"))
 	require.Empty(t, reopen(t, s).Endpoints())
+}
+
+// What has ended has ended, whatever the disk says; the file follows.
+func TestEndsNeedNoDisk(t *testing.T) {
+	for _, step := range []string{"create", "write", "sync", "rename", "syncdir"} {
+		for name, write := range map[string]func(*Store) error{
+			"Sync":   (*Store).Sync,
+			"change": func(s *Store) error { return s.PutNetwork(network("m")) },
+			"Close":  (*Store).Close,
+		} {
+			t.Run(step+"/"+name, func(t *testing.T) {
+				s, f := openFaulty(t)
+				require.NoError(t, s.PutNetwork(network("n")))
+				require.NoError(t, s.PutNetwork(network("old")))
+				for _, id := range []string{"e", "f", "g"} {
+					require.NoError(t, s.PutEndpoint(endpoint(id, "n")))
+				}
+				require.NoError(t, s.PutEndpoint(endpoint("h", "old")))
+				require.NoError(t, s.PutSysctl(Sysctl{"p", "0", "1"}))
+
+				f.set(failing(step, unix.ENOSPC))
+				require.NoError(t, s.DeleteEndpoint("e"))
+				require.NoError(t, s.RetireEndpoint("f", func(e *Endpoint) { e.Mappings = nil }))
+				require.NoError(t, s.RetireEndpoint("absent", func(*Endpoint) { t.Error("called") }))
+				require.NoError(t, s.RetireNetwork("n"))
+				require.NoError(t, s.RetireNetwork("absent"))
+				require.NoError(t, s.DeleteNetwork("old"))
+				require.NoError(t, s.DeleteSysctl("p"))
+
+				n, f2 := network("n"), endpoint("f", "n")
+				n.Phase, f2.Mappings = Intent, nil
+				want := contents{Networks: []Network{n}, Endpoints: []Endpoint{f2, endpoint("g", "n")}}
+				require.Equal(t, want, contentsOf(s))
+				require.ErrorIs(t, s.Sync(), unix.ENOSPC)
+				require.ErrorIs(t, s.PutNetwork(network("m")), unix.ENOSPC)
+				require.Equal(t, want, contentsOf(s))
+
+				f.set(nil)
+				require.NoError(t, write(s))
+				if name == "change" {
+					want.Networks = []Network{network("m"), n}
+				}
+				require.Equal(t, want, contentsOf(reopen(t, s)))
+			})
+		}
+	}
+}
+
+func TestCloseTellsOfWhatItCannotWrite(t *testing.T) {
+	f := &faults{}
+	s, err := open(folder{dir: t.TempDir(), before: f.before}, migrations, nil)
+	require.NoError(t, err)
+	require.NoError(t, s.PutNetwork(network("n")))
+	f.set(failing("write", unix.ENOSPC))
+	require.NoError(t, s.DeleteNetwork("n"))
+	require.ErrorIs(t, s.Close(), unix.ENOSPC)
+	require.NoError(t, s.Close())
+	f.set(nil)
+	again, err := Open(s.Dir(), nil)
+	require.NoError(t, err, "the lock was not given back")
+	require.Len(t, again.Networks(), 1)
+	require.NoError(t, again.Close())
+	require.ErrorIs(t, s.DeleteNetwork("n"), os.ErrClosed)
 }
 
 // gather lets one write begin and holds it while join's n calls come together
@@ -205,10 +265,11 @@ func TestSharedWriteFailsForAll(t *testing.T) {
 		}
 		return s.PutEndpoint(endpoint(fmt.Sprintf("e%02d", i), "first"))
 	})
-	for _, err := range errs {
+	require.NoError(t, errs[0], "an end")
+	for _, err := range errs[1:] {
 		require.ErrorIs(t, err, unix.EROFS)
 	}
-	want := contents{Networks: []Network{network("first")}, Endpoints: []Endpoint{endpoint("old", "n")}}
+	want := contents{Networks: []Network{network("first")}}
 	require.Equal(t, want, contentsOf(s))
 	f.set(nil)
 	require.Equal(t, want, contentsOf(reopen(t, s)))

@@ -44,7 +44,7 @@ func open(f folder, steps []migration, log *slog.Logger) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("lock state directory %s: %w", f.dir, err)
 	}
-	s := &Store{folder: f, schema: schemaAfter(steps), lock: lock}
+	s := &Store{folder: f, schema: schemaAfter(steps), log: log, lock: lock}
 	if err := s.load(steps, log); err != nil {
 		return nil, errors.Join(err, lock.Close())
 	}

@@ -3,6 +3,7 @@ package store
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"slices"
 	"sync"
@@ -16,11 +17,17 @@ import (
 // an error nothing has changed, neither in memory nor on the disk; the error
 // wraps the errno (ENOSPC, EROFS, …), or os.ErrClosed after Close. A change to
 // what is already so is not written.
+//
+// Those that tell of an end (Retire…, Delete…) are not refused for want of a
+// disk that takes them: what has ended has ended. They take effect in memory,
+// the log says so, and the file follows with the next change, Sync or Close. A
+// crash before that brings the records back.
 type Store struct {
 	folder  folder
 	schema  int
+	log     *slog.Logger
 	damaged string
-	state   atomic.Pointer[state] // what the file has; stored under writing
+	state   atomic.Pointer[state] // stored under writing
 
 	mu   sync.Mutex // guards below; held for moments only
 	open *batch     // what the next write will carry, or nil
@@ -28,19 +35,27 @@ type Store struct {
 	writing sync.Mutex // held during a write; guards below
 	lock    *os.File
 	closed  bool
-	unsure  bool // the file may have changes that state has not
+	behind  bool // the file may be another than state
 }
 
-// Close waits for the write that is going on and releases the directory to
-// others. The getters go on working; changes are refused. Close is idempotent.
+// Close waits for the write that is going on, writes what could not be written
+// before, and releases the directory to others. The getters go on working;
+// changes are refused. Close is idempotent.
 func (s *Store) Close() error {
 	s.writing.Lock()
 	defer s.writing.Unlock()
 	if s.closed {
 		return nil
 	}
+	now := s.state.Load()
+	err := s.write(now, now)
 	s.closed = true
-	return s.lock.Close()
+	return errors.Join(err, s.lock.Close())
+}
+
+// Sync writes what could not be written before, if there is anything.
+func (s *Store) Sync() error {
+	return s.commit(func(st *state) (*state, error) { return st, nil })
 }
 
 // Damaged is the path under which Open set a damaged state file aside, or "".
@@ -63,15 +78,30 @@ func (s *Store) PutNetwork(n Network) error {
 	if err != nil {
 		return fmt.Errorf("put network %.12s: %w", n.ID, err)
 	}
-	err = s.commit(func(st *state) (*state, error) {
-		networks, changed := st.networks.with(e)
-		if !changed {
-			return st, nil
-		}
-		return &state{networks, st.endpoints, st.sysctls}, nil
-	})
+	err = s.commit(func(st *state) (*state, error) { return st.withNetwork(e), nil })
 	if err != nil {
 		return fmt.Errorf("put network %.12s: %w", n.ID, err)
+	}
+	return nil
+}
+
+// RetireNetwork puts the network id back into phase Intent: it is about to go,
+// and whoever finds it so goes on with that. Absent is nil.
+func (s *Store) RetireNetwork(id string) error {
+	err := s.end(func(st *state) (*state, error) {
+		n, found := st.networks.get(id)
+		if !found {
+			return st, nil
+		}
+		n.Phase = Intent
+		e, err := newEntry(n)
+		if err != nil {
+			return nil, err
+		}
+		return st.withNetwork(e), nil
+	})
+	if err != nil {
+		return fmt.Errorf("retire network %.12s: %w", id, err)
 	}
 	return nil
 }
@@ -79,7 +109,7 @@ func (s *Store) PutNetwork(n Network) error {
 // DeleteNetwork removes the network id and all endpoints in it, in one write.
 // Removing what is absent is nil.
 func (s *Store) DeleteNetwork(id string) error {
-	err := s.commit(func(st *state) (*state, error) {
+	err := s.end(func(st *state) (*state, error) {
 		networks, gone := st.networks.without(func(n Network) bool { return n.ID == id })
 		endpoints, emptied := st.endpoints.without(func(e Endpoint) bool { return e.Network == id })
 		if !gone && !emptied {
@@ -118,13 +148,30 @@ func (s *Store) PutEndpoint(e Endpoint) error {
 // f and the write. It returns false if there is no such endpoint. What f does to
 // the ID has no effect.
 //
-// f runs once, maybe in the goroutine of another caller, where it would panic
-// too. It may call the getters and no other method.
-func (s *Store) UpdateEndpoint(id string, f func(*Endpoint)) (bool, error) {
-	found := false
-	err := s.commit(func(st *state) (*state, error) {
-		var e Endpoint
-		if e, found = st.endpoints.get(id); !found {
+// f may run in the goroutine of another caller, where it would panic too. It may
+// call the getters and no other method.
+func (s *Store) UpdateEndpoint(id string, f func(*Endpoint)) (found bool, err error) {
+	err = s.commit(updateEndpoint(id, f, &found))
+	if err != nil {
+		return found, fmt.Errorf("update endpoint %.12s: %w", id, err)
+	}
+	return found, nil
+}
+
+// RetireEndpoint is UpdateEndpoint for what the endpoint has lost. f may run
+// twice, on two copies. Absent is nil.
+func (s *Store) RetireEndpoint(id string, f func(*Endpoint)) error {
+	var found bool
+	if err := s.end(updateEndpoint(id, f, &found)); err != nil {
+		return fmt.Errorf("retire endpoint %.12s: %w", id, err)
+	}
+	return nil
+}
+
+func updateEndpoint(id string, f func(*Endpoint), found *bool) func(*state) (*state, error) {
+	return func(st *state) (*state, error) {
+		e, ok := st.endpoints.get(id)
+		if *found = ok; !ok {
 			return st, nil
 		}
 		f(&e)
@@ -134,16 +181,12 @@ func (s *Store) UpdateEndpoint(id string, f func(*Endpoint)) (bool, error) {
 			return nil, err
 		}
 		return st.withEndpoint(entry), nil
-	})
-	if err != nil {
-		return found, fmt.Errorf("update endpoint %.12s: %w", id, err)
 	}
-	return found, nil
 }
 
 // DeleteEndpoint removes the endpoint id. Removing what is absent is nil.
 func (s *Store) DeleteEndpoint(id string) error {
-	err := s.commit(func(st *state) (*state, error) {
+	err := s.end(func(st *state) (*state, error) {
 		endpoints, gone := st.endpoints.without(func(e Endpoint) bool { return e.ID == id })
 		if !gone {
 			return st, nil
@@ -160,6 +203,14 @@ func newEndpointEntry(e Endpoint) (*entry[Endpoint], error) {
 	e.Created = e.Created.UTC()
 	e.Gone = e.Gone.UTC()
 	return newEntry(e)
+}
+
+func (s *state) withNetwork(e *entry[Network]) *state {
+	networks, changed := s.networks.with(e)
+	if !changed {
+		return s
+	}
+	return &state{networks, s.endpoints, s.sysctls}
 }
 
 func (s *state) withEndpoint(e *entry[Endpoint]) *state {
@@ -200,7 +251,7 @@ func (s *Store) PutSysctl(c Sysctl) error {
 
 // DeleteSysctl removes the sysctl path. Removing what is absent is nil.
 func (s *Store) DeleteSysctl(path string) error {
-	err := s.commit(func(st *state) (*state, error) {
+	err := s.end(func(st *state) (*state, error) {
 		sysctls := slices.DeleteFunc(slices.Clone(st.sysctls), func(o Sysctl) bool { return o.Path == path })
 		if len(sysctls) == len(st.sysctls) {
 			return st, nil
