@@ -34,7 +34,7 @@ func (p *hostPort) serve(t Target, cfg proxy.UDPConfig) error {
 			p.proxy.Reset()
 		}
 	} else if p.Proto == TCP {
-		p.proxy = proxy.ServeTCP(p.TCP, p.backend, proxy.TCPConfig{Log: cfg.Log})
+		p.proxy = proxy.ServeTCP(p.TCP, p.backend, proxy.TCPConfig{Files: cfg.Files, Log: cfg.Log})
 	} else {
 		p.proxy = proxy.ServeUDP(p.UDP, p.backend, cfg)
 	}
@@ -131,7 +131,7 @@ func (t Target) served(m Mapping) bool {
 // serve starts, moves or stops the proxy of each of s's ports as its
 // publication needs.
 func (p *Publisher) serve(s *sandbox) {
-	cfg := proxy.UDPConfig{Idle: p.cfg.UDPIdle, Log: p.cfg.Log}
+	cfg := proxy.UDPConfig{Idle: p.cfg.UDPIdle, Files: &p.files, Log: p.cfg.Log}
 	for _, port := range s.ports {
 		if !s.pub.served(port.Mapping) {
 			port.rest()

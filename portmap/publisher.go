@@ -9,6 +9,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"github.com/portolan/portolan/proxy"
 )
 
 // PublisherConfig is what a Publisher needs.
@@ -37,6 +39,7 @@ type PublisherConfig struct {
 type Publisher struct {
 	cfg        PublisherConfig
 	allocators map[Proto]*Allocator
+	files      proxy.Files // of all its proxies
 
 	mu        sync.Mutex // guards below
 	sandboxes map[string]*sandbox

@@ -12,6 +12,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/portolan/portolan/proxy"
 )
 
 // Reserver takes a host port from every other process of this host. Reserving is
@@ -30,14 +32,13 @@ type Reserver interface {
 // drop-all filter stands on each until Socket.Open, so that nothing is accepted
 // or queued before somebody serves it.
 type Sockets struct {
-	log      *slog.Logger
-	noSCTP   sync.Once
-	dropOnly []unix.SockFilter
+	log    *slog.Logger
+	noSCTP sync.Once
 }
 
 // NewSockets returns a Reserver. A nil logger is silent.
 func NewSockets(log *slog.Logger) *Sockets {
-	return &Sockets{log: orDiscard(log), dropOnly: []unix.SockFilter{{Code: unix.BPF_RET | unix.BPF_K}}}
+	return &Sockets{log: orDiscard(log)}
 }
 
 // Socket is one reserved port. Exactly one of TCP and UDP is set, or neither for
@@ -86,8 +87,18 @@ func (s *Sockets) filter(_, _ string, c syscall.RawConn) error {
 	return control(c, s.attach)
 }
 
+// attach also refuses a socket for which there is no room: a daemon without a
+// file left can neither say so nor write its state.
 func (s *Sockets) attach(fd int) error {
-	prog := unix.SockFprog{Len: uint16(len(s.dropOnly)), Filter: &s.dropOnly[0]}
+	if proxy.KeptBack(fd) {
+		return unix.EMFILE
+	}
+	return dropAll(fd)
+}
+
+func dropAll(fd int) error {
+	dropOnly := unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K}
+	prog := unix.SockFprog{Len: 1, Filter: &dropOnly}
 	return unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &prog)
 }
 
@@ -153,7 +164,7 @@ func (s *Socket) Open() error {
 
 // Shut puts the drop-all filter back, as long as nobody serves the port.
 func (s *Socket) Shut() error {
-	return s.control(NewSockets(nil).attach)
+	return s.control(dropAll)
 }
 
 func (s *Socket) control(f func(fd int) error) error {

@@ -201,11 +201,13 @@ func TestSocketFiles(t *testing.T) {
 	fd, err := unix.Dup(0)
 	require.NoError(t, err)
 	require.NoError(t, unix.Close(fd))
-	few := unix.Rlimit{Cur: uint64(fd + 20), Max: old.Max}
+	few := unix.Rlimit{Cur: uint64(fd + 100), Max: old.Max}
 	require.NoError(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &few))
+	t.Cleanup(func() { require.NoError(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &old)) })
 	_, err = a.Exact(ports(UDP, "", 10000, 10099, 80), "s1")
-	require.NoError(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &old))
 	require.ErrorIs(t, err, unix.EMFILE)
+	take(t, a, ports(UDP, "", 10100, 10109, 80), "s1")
+	require.NoError(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &old))
 	require.ErrorContains(t, err, "LimitNOFILE")
 	require.NotErrorIs(t, err, ErrPortInUse)
 	take(t, a, ports(UDP, "", 10000, 10099, 80), "s1")

@@ -34,5 +34,6 @@
 //
 // A Proxy owns its socket and every goroutine and connection that comes of it;
 // Close ends them all and waits. An idle socket costs one goroutine and no
-// buffer: buffers are taken once there is something to read.
+// buffer: buffers are taken once there is something to read. Proxies that share
+// a Files leave open files to one another and to the rest of the process.
 package proxy

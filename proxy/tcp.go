@@ -20,8 +20,10 @@ type TCPConfig struct {
 	// DialTimeout is how long a backend may take to accept a connection;
 	// 0 means DefaultDialTimeout.
 	DialTimeout time.Duration
-	// Log gets a line for each connection that is refused (debug) and one when
-	// accepting begins to fail (warning). nil is silent.
+	// Files bounds the connections: one more is reset. nil means no bound.
+	Files *Files
+	// Log gets a line for each connection that is refused (debug), and one a
+	// second at most while connections cannot be taken (warning). nil is silent.
 	Log *slog.Logger
 }
 
@@ -31,7 +33,9 @@ type TCP struct {
 	accept  func() (*net.TCPConn, error) // ln.AcceptTCP
 	backend BackendFunc
 	dialer  net.Dialer
+	files   *Files
 	log     *slog.Logger
+	failing sparsely // of the accepting goroutine
 
 	ctx    context.Context // ends pauses and dials
 	cancel context.CancelFunc
@@ -60,6 +64,7 @@ func newTCP(ln *net.TCPListener, backend BackendFunc, cfg TCPConfig) *TCP {
 		accept:  ln.AcceptTCP,
 		backend: backend,
 		dialer:  net.Dialer{Timeout: cfg.DialTimeout},
+		files:   cfg.Files,
 		log:     orSilent(cfg.Log),
 		live:    make(map[*tcpConn]struct{}),
 	}
@@ -118,15 +123,24 @@ func (p *TCP) acceptLoop() {
 			return
 		}
 		if err != nil {
-			if wait == 0 {
+			if p.failing.now() {
 				p.log.Warn("accept connection", "frontend", p.Addr(), "err", err)
 			}
 			wait.pause(p.ctx)
 			continue
 		}
 		wait = 0
+		if !p.files.take(filesOfConn, client) {
+			if p.failing.now() {
+				p.log.Warn("refuse connections: too many open files; raise the limit of this process (systemd: LimitNOFILE=)",
+					"frontend", p.Addr(), "client", client.RemoteAddr())
+			}
+			abort(client)
+			continue
+		}
 		c := newTCPConn(p.ctx, client)
 		if !p.track(c) {
+			p.files.give(filesOfConn)
 			c.reset()
 			continue
 		}
@@ -138,6 +152,7 @@ func (p *TCP) acceptLoop() {
 // serve is the life of one connection.
 func (p *TCP) serve(c *tcpConn) {
 	defer p.wg.Done()
+	defer p.files.give(filesOfConn)
 	defer p.untrack(c)
 	local := plain(addrPort(c.client.LocalAddr()))
 	to, ok := p.backend(local)

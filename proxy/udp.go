@@ -40,8 +40,11 @@ type UDPConfig struct {
 	// MaxFlows is how many flows there may be at a time; one more ends the
 	// idlest. 0 means DefaultMaxFlows.
 	MaxFlows int
-	// Log gets a line for each refused datagram (debug), and one when flows or
-	// reads begin to fail (warning). nil is silent.
+	// Files bounds the flows of all ports together: one more is not opened. nil
+	// means no bound.
+	Files *Files
+	// Log gets a line for each refused datagram (debug), and one a second at
+	// most while flows or reads fail (warning). nil is silent.
 	Log *slog.Logger
 }
 
@@ -52,6 +55,7 @@ type UDP struct {
 	local   netip.AddrPort  // of conn
 	backend BackendFunc
 	idle    time.Duration
+	files   *Files
 	log     *slog.Logger
 
 	ctx    context.Context // ends pauses
@@ -62,7 +66,7 @@ type UDP struct {
 
 	// Of the reading goroutine alone.
 	readErr error // of the last drain
-	failing bool  // the last flow could not be opened
+	failing sparsely
 }
 
 // ServeUDP serves the datagrams of conn, which it owns from here on, until
@@ -86,6 +90,7 @@ func newUDP(conn *net.UDPConn, backend BackendFunc, cfg UDPConfig) *UDP {
 		local:   plain(addrPort(conn.LocalAddr())),
 		backend: backend,
 		idle:    cfg.Idle,
+		files:   cfg.Files,
 		log:     orSilent(cfg.Log),
 		flows:   flowTable{max: cfg.MaxFlows},
 	}
@@ -148,7 +153,7 @@ func (p *UDP) readLoop() {
 			return
 		}
 		if err = errors.Join(err, p.readErr); err != nil {
-			if wait == 0 {
+			if p.failing.now() {
 				p.log.Warn("read datagrams", "frontend", p.local, "err", err)
 			}
 			wait.pause(p.ctx)
@@ -206,16 +211,15 @@ func (p *UDP) open(key flowKey, from unix.Sockaddr, info pktinfo) *flow {
 		return nil
 	}
 	f, err := p.newFlow(key, from, info, to)
+	if errors.Is(err, unix.EMFILE) && p.dropIdlest() {
+		f, err = p.newFlow(key, from, info, to)
+	}
 	if err != nil {
-		// One line for each run of failures: a datagram costs its sender
-		// nothing, and must not fill the log.
-		if !p.failing {
+		if p.failing.now() {
 			p.log.Warn("open flow", "frontend", local, "client", key.client, "backend", to, "err", err)
 		}
-		p.failing = true
 		return nil
 	}
-	p.failing = false
 	evicted, ok := p.flows.insert(f, epoch)
 	if !ok { // Reset or Close came between; to may be the backend of before
 		f.close()
@@ -227,4 +231,14 @@ func (p *UDP) open(key flowKey, from unix.Sockaddr, info pktinfo) *flow {
 	p.wg.Add(1) // cannot race with Wait: this goroutine is counted too
 	go f.run()
 	return f
+}
+
+// dropIdlest makes room for one flow, if there is any to drop.
+func (p *UDP) dropIdlest() bool {
+	f := p.flows.takeIdlest()
+	if f == nil {
+		return false
+	}
+	f.close()
+	return true
 }

@@ -61,16 +61,22 @@ type flow struct {
 	prev, next *flow
 }
 
+// newFlow opens a flow's socket. The error wraps EMFILE where there is no room
+// for one more file.
 func (p *UDP) newFlow(key flowKey, from unix.Sockaddr, info pktinfo, to netip.AddrPort) (*flow, error) {
 	conn, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(to))
 	if err != nil {
 		return nil, err
+	}
+	if !p.files.take(filesOfFlow, conn) {
+		return nil, errors.Join(unix.EMFILE, conn.Close())
 	}
 	raw, err := conn.SyscallConn()
 	if err == nil {
 		err = conn.SetReadDeadline(time.Now().Add(p.idle))
 	}
 	if err != nil {
+		p.files.give(filesOfFlow)
 		return nil, errors.Join(err, conn.Close())
 	}
 	enlargeBuffers(raw)
@@ -80,7 +86,11 @@ func (p *UDP) newFlow(key flowKey, from unix.Sockaddr, info pktinfo, to netip.Ad
 }
 
 // close ends run. When it returns, no reply is under way any more.
-func (f *flow) close() { _ = f.conn.Close() }
+func (f *flow) close() {
+	if f.conn.Close() == nil { // not closed before
+		f.proxy.files.give(filesOfFlow)
+	}
+}
 
 // send sends a datagram to the backend, or drops it if that is not possible at
 // once: waiting would hold up every other flow of the frontend.

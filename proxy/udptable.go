@@ -102,6 +102,18 @@ func (t *flowTable) takeAll(closing bool) []*flow {
 	return all
 }
 
+// takeIdlest takes out the flow that was idle for longest, nil if there is none.
+func (t *flowTable) takeIdlest() *flow {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if len(t.flows) == 0 {
+		return nil
+	}
+	f := t.recent.prev
+	t.removeLocked(f)
+	return f
+}
+
 func (t *flowTable) touchLocked(f *flow) {
 	f.prev.next, f.next.prev = f.next, f.prev
 	t.linkLocked(f)
