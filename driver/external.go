@@ -10,6 +10,8 @@ import (
 	"slices"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/portolan/portolan/internal/store"
 	"github.com/portolan/portolan/portmap"
 )
@@ -70,6 +72,9 @@ func (d *Driver) publish(ctx context.Context, r programRequest) error {
 		return record(nil)
 	}
 	if _, err := d.pub.Publish(ep.Sandbox, t, bindings, record); err != nil {
+		if n.HostBinding4.IsValid() && errors.Is(err, unix.EADDRNOTAVAIL) {
+			err = fmt.Errorf("%w (ports without a host address are published on %s, as the network was created with -o %s)", err, n.HostBinding4, optHostBinding)
+		}
 		return errors.Join(err, put(ep.Exposed, ep.Gateway, ep.Mappings))
 	}
 	return d.dispossess(ep)

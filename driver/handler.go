@@ -178,7 +178,7 @@ func decode(body io.Reader, v any) error {
 	dec := json.NewDecoder(body)
 	if err := dec.Decode(v); err != nil {
 		if errors.Is(err, io.EOF) {
-			return errors.New("empty request")
+			return errors.New("empty request: the Portolan daemon was perhaps restarted during the call; try again")
 		}
 		return fmt.Errorf("decode the request: %w", err)
 	}

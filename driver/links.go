@@ -27,6 +27,12 @@ func findLink(name string) (netlink.Link, error) {
 	return l, nil
 }
 
+// isOurs says whether the interface of that name is one of ours.
+func isOurs(name string) bool {
+	l, err := findLink(name)
+	return err == nil && l != nil && strings.HasPrefix(l.Attrs().Alias, aliasPrefix)
+}
+
 // removeLink removes an interface. That it is gone already is nil.
 func removeLink(l netlink.Link) error {
 	err := netlink.LinkDel(l)
@@ -50,6 +56,39 @@ func ourLinks() ([]netlink.Link, error) {
 		if strings.HasPrefix(l.Attrs().Alias, aliasPrefix) {
 			ours = append(ours, l)
 		}
+	}
+	return ours, nil
+}
+
+// Interface is an interface of ours on this host.
+type Interface struct {
+	Name string
+	// Endpoint is the ID of the endpoint whose bridge port it is, "" for a
+	// bridge.
+	Endpoint string
+	// InContainer: the other end of the endpoint's veth pair is in a container,
+	// which it keeps reachable.
+	InContainer bool
+}
+
+// Interfaces lists the interfaces of ours, with or without a daemon.
+func Interfaces() ([]Interface, error) {
+	links, err := ourLinks()
+	if err != nil {
+		return nil, err
+	}
+	ours := make([]Interface, len(links))
+	for i, l := range links {
+		ours[i].Name = l.Attrs().Name
+		id, isPort := strings.CutPrefix(l.Attrs().Alias, aliasEndpoint)
+		if !isPort {
+			continue
+		}
+		dead, err := abandoned(id)
+		if err != nil {
+			return nil, err
+		}
+		ours[i].Endpoint, ours[i].InContainer = id, !dead
 	}
 	return ours, nil
 }

@@ -136,9 +136,14 @@ func checkHostAddrs(n store.Network, known []store.Network) error {
 			continue
 		}
 		for _, subnet := range []netip.Prefix{n.Subnet4, n.Subnet6} {
-			if subnet.IsValid() && subnet.Contains(ip) {
-				return fmt.Errorf("pool %s contains %s, an address of this host (interface %s); choose another with %s", subnet, ip, linkName(a.LinkIndex), optSubnet)
+			if !subnet.IsValid() || !subnet.Contains(ip) {
+				continue
 			}
+			name := linkName(a.LinkIndex)
+			if isOurs(name) {
+				return fmt.Errorf("pool %s contains %s, of interface %s, which an earlier Portolan has left; remove it with portolan cleanup, or choose another pool with %s", subnet, ip, name, optSubnet)
+			}
+			return fmt.Errorf("pool %s contains %s, an address of this host (interface %s); choose another with %s", subnet, ip, name, optSubnet)
 		}
 	}
 	return nil

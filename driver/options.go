@@ -20,6 +20,7 @@ const ownPrefix = "portolan."
 
 const (
 	optBridgeName  = "com.docker.network.bridge.name"
+	optHostBinding = "com.docker.network.bridge.host_binding_ipv4"
 	optProxyRemote = ownPrefix + "proxy_remote"
 	optSubnet      = "--subnet" // of docker network create
 )
@@ -41,7 +42,7 @@ var networkOptions = []option{
 	}},
 	{"com.docker.network.bridge.enable_ip_masquerade", boolOption(func(n *store.Network, on bool) { n.NoMasquerade = !on })},
 	{"com.docker.network.bridge.enable_icc", boolOption(func(n *store.Network, on bool) { n.NoICC = !on })},
-	{"com.docker.network.bridge.host_binding_ipv4", addrOption(true, func(n *store.Network, a netip.Addr) {
+	{optHostBinding, addrOption(true, func(n *store.Network, a netip.Addr) {
 		if !a.IsUnspecified() { // which is the default: every address
 			n.HostBinding4 = a
 		}

@@ -1,7 +1,9 @@
 package driver
 
 import (
+	"fmt"
 	"net"
+	"sync"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -86,4 +88,55 @@ func TestPortOfTheDead(t *testing.T) {
 	assert.Equal(t, []string{"5353->53/udp"}, r.published(11))
 	r.ok("DeleteEndpoint", endpointOf(1, 10))
 	assert.Equal(t, []string{"5353->53/udp"}, r.published(11))
+}
+
+// Of those who ask for it at the same time one gets it.
+func TestPortOfTheDeadIsForOne(t *testing.T) {
+	r := newRig(t)
+	pub := portmap.NewPublisher(portmap.PublisherConfig{Mapper: r.mapper})
+	r.Driver.pub = pub
+	t.Cleanup(func() { assert.NoError(t, pub.Close()) })
+	r.ok("CreateNetwork", networkOf(1, true, nil))
+	r.run(1, 10, 2, true, "/sb0")
+	r.ok("ProgramExternalConnectivity", programOf(1, 10, udp("", 5353, 53)))
+	const heirs = 8
+	for i := range heirs {
+		r.run(1, 20+i, 20+i, true, fmt.Sprintf("/sb%d", 20+i))
+	}
+	require.NoError(t, netlink.LinkDel(linkOf(t, "pvd000000a00")))
+
+	var wg sync.WaitGroup
+	answers := make([]map[string]any, heirs)
+	for i := range heirs {
+		wg.Go(func() {
+			_, answers[i] = r.post("/NetworkDriver.ProgramExternalConnectivity", programOf(1, 20+i, udp("", 5353, 53)))
+		})
+	}
+	wg.Wait()
+	served := 0
+	for i, answer := range answers {
+		if answer["Err"] == nil {
+			served++
+			assert.Equal(t, []string{"5353->53/udp"}, r.published(20+i))
+		}
+	}
+	require.Equal(t, 1, served)
+	for i, answer := range answers {
+		if answer["Err"] != nil {
+			assert.Contains(t, answer["Err"], "udp port 5353 is in use by ")
+			assert.Empty(t, r.published(20+i))
+		}
+	}
+}
+
+func TestHostBindingOfAnotherHost(t *testing.T) {
+	r := newRig(t)
+	pub := portmap.NewPublisher(portmap.PublisherConfig{Mapper: r.mapper})
+	r.Driver.pub = pub
+	t.Cleanup(func() { assert.NoError(t, pub.Close()) })
+	r.ok("CreateNetwork", networkOf(1, false, object{optHostBinding: "192.0.2.99"}))
+	r.run(1, 10, 2, false, "/sb1")
+	text := r.refused("ProgramExternalConnectivity", programOf(1, 10, udp("", 5353, 53)))
+	assert.Contains(t, text, "192.0.2.99 is not an address of this host")
+	assert.Contains(t, text, "-o "+optHostBinding)
 }

@@ -257,6 +257,9 @@ func TestRestoreOfNobody(t *testing.T) {
 		assert.Equal(t, "0", sysctl(t, "ipv4/conf/"+n.Bridge+"/route_localnet"))
 	}
 	assert.Empty(t, r.mapper.Publications())
+	stranger := networkOf(1, false, object{optBridgeName: "another0"})
+	stranger["NetworkID"] = id(3)
+	assert.Contains(t, r.refused("CreateNetwork", stranger), "portolan cleanup")
 	for i := range 2 {
 		r.ok("DeleteNetwork", object{"NetworkID": id(i + 1)})
 	}

@@ -12,7 +12,6 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
-	"github.com/vishvananda/netlink"
 
 	"github.com/portolan/portolan/driver"
 	"github.com/portolan/portolan/internal/store"
@@ -89,15 +88,15 @@ func (c *cleanupConfig) withDaemon(ctx context.Context, daemon *client) error {
 	if err := c.refuse(alive); err != nil {
 		return err
 	}
-	before, err := ourInterfaces()
+	before, err := driver.Interfaces()
 	if err != nil {
 		return err
 	}
 	if err := daemon.cleanup(ctx); err != nil {
 		return err
 	}
-	for _, l := range before {
-		fmt.Fprintf(c.out, "remove interface %s\n", l.Attrs().Name)
+	for _, i := range before {
+		fmt.Fprintf(c.out, "remove interface %s\n", i.Name)
 	}
 	fmt.Fprintf(c.out, "The daemon has removed all rules and put back all settings. It goes on at %s.\n", daemon.socket)
 	return nil
@@ -114,14 +113,14 @@ func (c *cleanupConfig) withoutDaemon(noDaemon error) error {
 	}
 	defer lock.Close()
 
-	links, err := ourInterfaces()
+	ours, err := driver.Interfaces()
 	if err != nil {
 		return err
 	}
 	var alive []string
-	for _, l := range links {
-		if id, ok := strings.CutPrefix(l.Attrs().Alias, endpointAlias); ok && inContainer(l) {
-			alive = append(alive, shortID(id))
+	for _, i := range ours {
+		if i.InContainer {
+			alive = append(alive, shortID(i.Endpoint))
 		}
 	}
 	if err := c.refuse(alive); err != nil {
@@ -219,34 +218,4 @@ func (c *cleanupConfig) removeSocket(log *slog.Logger) error {
 		return fmt.Errorf("remove socket %s: %w", path, err)
 	}
 	return nil
-}
-
-// The aliases by which package driver marks interfaces as its own, and those of
-// endpoints, where the endpoint's ID follows.
-const (
-	ourAlias      = "portolan "
-	endpointAlias = ourAlias + "endpoint "
-)
-
-// inContainer says whether the other end of an endpoint's veth pair is somewhere
-// else: the engine moves it back when the container ends. The ends differ in
-// the second letter of their names.
-func inContainer(port netlink.Link) bool {
-	name := port.Attrs().Name
-	_, err := netlink.LinkByName("pc" + name[min(2, len(name)):])
-	return err != nil
-}
-
-func ourInterfaces() ([]netlink.Link, error) {
-	links, err := netlink.LinkList()
-	if err != nil {
-		return nil, fmt.Errorf("list interfaces: %w", err)
-	}
-	var ours []netlink.Link
-	for _, l := range links {
-		if strings.HasPrefix(l.Attrs().Alias, ourAlias) {
-			ours = append(ours, l)
-		}
-	}
-	return ours, nil
 }

@@ -9,6 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"github.com/vishvananda/netlink"
 
+	"github.com/portolan/portolan/driver"
 	"github.com/portolan/portolan/internal/store"
 )
 
@@ -62,7 +63,7 @@ func leftovers(t *testing.T) (socket, stateDir string) {
 	require.NoError(t, netlink.LinkAdd(&netlink.Bridge{LinkAttrs: la}))
 	link, err := netlink.LinkByName(la.Name)
 	require.NoError(t, err)
-	require.NoError(t, netlink.LinkSetAlias(link, endpointAlias+webEndpoint))
+	require.NoError(t, netlink.LinkSetAlias(link, "portolan endpoint "+webEndpoint))
 	return socket, stateDir
 }
 
@@ -86,9 +87,9 @@ func TestCleanupWithoutADaemon(t *testing.T) {
 	forward, err := os.ReadFile("/proc/sys/net/ipv4/ip_forward")
 	require.NoError(t, err)
 	assert.Equal(t, "0\n", string(forward))
-	links, err := ourInterfaces()
+	ours, err := driver.Interfaces()
 	require.NoError(t, err)
-	assert.Empty(t, links)
+	assert.Empty(t, ours)
 	assert.NoFileExists(t, socket)
 	assert.NoDirExists(t, stateDir)
 

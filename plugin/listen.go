@@ -17,6 +17,9 @@ import (
 // file that an earlier daemon left behind is replaced; one on which somebody
 // answers is not, and neither is any other kind of file.
 func listenSocket(path string) (*net.UnixListener, error) {
+	if longest := len(unix.RawSockaddrUnix{}.Path) - 1; len(path) > longest {
+		return nil, fmt.Errorf("listen on %s: a socket's path has at most %d bytes (unix(7))", path, longest)
+	}
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return nil, fmt.Errorf("make the socket's folder: %w", err)
 	}

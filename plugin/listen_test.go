@@ -4,6 +4,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -64,4 +65,9 @@ func TestListenSocketLeavesOthersAlone(t *testing.T) {
 	text, err := os.ReadFile(file)
 	require.NoError(t, err)
 	assert.Equal(t, "mine", string(text))
+}
+
+func TestListenSocketNamesAPathThatIsTooLong(t *testing.T) {
+	_, err := listenSocket("/run/" + strings.Repeat("x", 103))
+	require.ErrorContains(t, err, "at most 107 bytes")
 }

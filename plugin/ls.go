@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/netip"
 	"slices"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -73,7 +74,8 @@ func nameOwners(ctx context.Context, endpoints []driver.EndpointInfo) {
 	}
 }
 
-// row is one line of `portolan ls`: a mapping, and whose it is.
+// row is one line of `portolan ls`: a mapping, and whose it is. A mapping of a
+// routed network has no host side.
 type row struct {
 	Ports            string
 	Proto            string
@@ -96,21 +98,7 @@ func rowsOf(endpoints []driver.EndpointInfo) []row {
 	rows := []row{} // JSON: an empty array, not null
 	for _, ep := range endpoints {
 		for _, m := range ep.Mappings {
-			rows = append(rows, row{
-				Ports:            m.String(),
-				Proto:            m.Proto.String(),
-				HostIP:           m.HostIP,
-				HostPort:         m.HostPort,
-				HostPortEnd:      m.HostPortEnd,
-				ContainerPort:    m.Port,
-				ContainerPortEnd: m.PortEnd(),
-				EndpointID:       ep.ID,
-				NetworkID:        ep.Network,
-				ContainerID:      owner(ep).ContainerID,
-				ContainerName:    owner(ep).ContainerName,
-				Origin:           cmp.Or(m.Origin, portmap.OriginEngine),
-				proto:            m.Proto,
-			})
+			rows = append(rows, rowOf(ep, m))
 		}
 	}
 	slices.SortFunc(rows, func(a, b row) int {
@@ -122,6 +110,29 @@ func rowsOf(endpoints []driver.EndpointInfo) []row {
 		)
 	})
 	return rows
+}
+
+func rowOf(ep driver.EndpointInfo, m portmap.Mapping) row {
+	r := row{
+		Ports:            m.String(),
+		Proto:            m.Proto.String(),
+		HostIP:           m.HostIP,
+		HostPort:         m.HostPort,
+		HostPortEnd:      m.HostPortEnd,
+		ContainerPort:    m.Port,
+		ContainerPortEnd: m.PortEnd(),
+		EndpointID:       ep.ID,
+		NetworkID:        ep.Network,
+		ContainerID:      owner(ep).ContainerID,
+		ContainerName:    owner(ep).ContainerName,
+		Origin:           cmp.Or(m.Origin, portmap.OriginEngine),
+		proto:            m.Proto,
+	}
+	if len(ep.Target.HostIPs(m)) == 0 { // routed: open at the container's own address
+		_, r.Ports, _ = strings.Cut(r.Ports, "->")
+		r.HostIP, r.HostPort, r.HostPortEnd = netip.Addr{}, 0, 0
+	}
+	return r
 }
 
 func printTable(w io.Writer, rows []row) error {

@@ -60,3 +60,18 @@ func TestListOfNothing(t *testing.T) {
 	require.Equal(t, 0, status)
 	assert.Equal(t, "[]\n", stdout)
 }
+
+// A routed network has no host ports: the container's own are open.
+func TestListOfARoutedNetwork(t *testing.T) {
+	eps := testEndpoints()
+	for i := range eps {
+		eps[i].Target.Routed4, eps[i].Target.Routed6 = true, true
+	}
+	newFakeDaemon(t, eps...)
+	noEngine(t)
+	stdout, _, status := portolan(t, "ls")
+	require.Equal(t, 0, status)
+	assert.Contains(t, stdout, "\n53/udp ")
+	assert.Contains(t, stdout, "\n20000-20999/udp ")
+	assert.NotContains(t, stdout, "->")
+}

@@ -30,7 +30,7 @@ func (e *conflictError) Error() string {
 	const other = "choose another host port"
 	switch {
 	case e.own:
-		return what + " is published twice by this container; each host port can lead to one container port"
+		return what + " is asked for twice by this container; a host port leads to one container port, once"
 	case !e.process:
 		name := e.name
 		if name == "" {

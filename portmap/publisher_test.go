@@ -218,7 +218,7 @@ func TestPublishTwiceTheSame(t *testing.T) {
 		before := portmap.OpenSockets(t)
 		_, err := r.Publish("s1", target("e1", 2), bindings(t, specs...), recordNothing)
 		require.ErrorIs(t, err, portmap.ErrPortInUse, specs)
-		require.ErrorContains(t, err, "is published twice by this container")
+		require.ErrorContains(t, err, "is asked for twice by this container")
 		portmap.RequireSockets(t, before)
 	}
 	require.Equal(t, []string{"127.0.0.1:8080->80", "127.0.0.2:8080->81"},

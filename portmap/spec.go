@@ -64,6 +64,10 @@ func ParseProto(s string) (Proto, error) {
 	return 0, fmt.Errorf("unknown protocol %s; known are tcp, udp, sctp", strconv.Quote(s))
 }
 
+// broadcast is the limited broadcast address (RFC 919), which bind(2) takes for
+// UDP.
+var broadcast = netip.AddrFrom4([4]byte{255, 255, 255, 255})
+
 // normal fills in what a binding may leave out and refuses what can never be
 // published. The error wraps ErrBadPort.
 func (b PortBinding) normal() (PortBinding, error) {
@@ -86,8 +90,8 @@ func (b PortBinding) normal() (PortBinding, error) {
 			b, ErrBadPort, b.HostIP)
 	case b.HostIP.Zone() != "":
 		return b, fmt.Errorf("publish %s: %w: host address %s has a zone; leave %%%s out", b, ErrBadPort, b.HostIP, b.HostIP.Zone())
-	case b.HostIP.IsMulticast():
-		return b, fmt.Errorf("publish %s: %w: host address %s is multicast", b, ErrBadPort, b.HostIP)
+	case b.HostIP.IsMulticast() || b.HostIP == broadcast:
+		return b, fmt.Errorf("publish %s: %w: %s is not an address of one host; leave it out to publish on all", b, ErrBadPort, b.HostIP)
 	}
 	return b, nil
 }

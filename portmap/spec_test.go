@@ -96,8 +96,9 @@ func TestNormal(t *testing.T) {
 		{PortBinding{Proto: TCP, Port: 80, HostIP: addr("fe80::1%eth0")}, "host address fe80::1%eth0 is link-local"},
 		{PortBinding{Proto: TCP, Port: 80, HostIP: addr("fe80::1")}, "host address fe80::1 is link-local"},
 		{PortBinding{Proto: TCP, Port: 80, HostIP: addr("fd00::1%eth0")}, "host address fd00::1%eth0 has a zone; leave %eth0 out"},
-		{PortBinding{Proto: UDP, Port: 80, HostIP: addr("224.0.0.1")}, "host address 224.0.0.1 is multicast"},
-		{PortBinding{Proto: UDP, Port: 80, HostIP: addr("ff02::1")}, "host address ff02::1 is multicast"},
+		{PortBinding{Proto: UDP, Port: 80, HostIP: addr("224.0.0.1")}, "224.0.0.1 is not an address of one host"},
+		{PortBinding{Proto: UDP, Port: 80, HostIP: addr("ff02::1")}, "ff02::1 is not an address of one host"},
+		{PortBinding{Proto: UDP, Port: 80, HostIP: addr("255.255.255.255")}, "255.255.255.255 is not an address of one host"},
 	}
 	for _, tt := range tests {
 		_, err := tt.b.normal()
