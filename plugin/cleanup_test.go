@@ -47,7 +47,7 @@ func leftovers(t *testing.T) (socket, stateDir string) {
 	t.Helper()
 	dir := shortDir(t)
 	socket, stateDir = filepath.Join(dir, "portolan.sock"), filepath.Join(dir, "state")
-	ln, err := listenSocket(socket)
+	ln, err := listenSocket(socket, ownerOnly)
 	require.NoError(t, err)
 	ln.SetUnlinkOnClose(false)
 	require.NoError(t, ln.Close())

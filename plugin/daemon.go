@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"os"
 	"os/signal"
@@ -42,16 +41,11 @@ type daemonConfig struct {
 	udpTimeout time.Duration
 	ipForward  bool
 	sysctlDir  string
-	logLevel   choice
-	logFormat  choice
 }
 
 func newDaemonCommand() *cobra.Command {
-	c := daemonConfig{
-		mapper:    choice{"auto", []string{"auto", "nftables", "iptables"}},
-		logLevel:  choice{"info", []string{"debug", "info", "warn", "error"}},
-		logFormat: choice{"text", []string{"text", "json"}},
-	}
+	c := daemonConfig{mapper: choice{"auto", []string{"auto", "nftables", "iptables"}}}
+	logs := newLogFlags()
 	cmd := &cobra.Command{
 		Use:   "daemon",
 		Short: "Serve the Docker engine as its network driver",
@@ -60,7 +54,7 @@ func newDaemonCommand() *cobra.Command {
 			if c.udpTimeout <= 0 {
 				return usageError{fmt.Errorf("--udp-timeout %s: must be more than 0", c.udpTimeout)}
 			}
-			log := c.logger(cmd.ErrOrStderr())
+			log := logs.logger(cmd.ErrOrStderr())
 			return untilSignal(cmd.Context(), log, func(ctx context.Context) error { return c.run(ctx, log) })
 		},
 	}
@@ -71,8 +65,7 @@ func newDaemonCommand() *cobra.Command {
 	f.DurationVar(&c.udpTimeout, "udp-timeout", 90*time.Second, "forget a UDP flow through the proxy after so long without a datagram")
 	f.BoolVar(&c.ipForward, "ip-forward", true, "turn forwarding on where it is off")
 	f.StringVar(&c.sysctlDir, "sysctl-dir", findSysctlDir(), "the host's /proc/sys/net")
-	f.Var(&c.logLevel, "log-level", "the least that is logged")
-	f.Var(&c.logFormat, "log-format", "how it is logged, on stderr")
+	logs.add(f)
 	return cmd
 }
 
@@ -84,16 +77,6 @@ func findSysctlDir() string {
 		return mounted
 	}
 	return "/proc/sys/net"
-}
-
-func (c *daemonConfig) logger(w io.Writer) *slog.Logger {
-	var level slog.Level
-	_ = level.UnmarshalText([]byte(c.logLevel.value)) // choice has checked it
-	opts := &slog.HandlerOptions{Level: level}
-	if c.logFormat.value == "json" {
-		return slog.New(slog.NewJSONHandler(w, opts))
-	}
-	return slog.New(slog.NewTextHandler(w, opts))
 }
 
 // untilSignal runs serve until it ends by itself or SIGTERM or SIGINT cancels
@@ -160,7 +143,7 @@ func (c *daemonConfig) run(ctx context.Context, log *slog.Logger) (err error) {
 	}
 	defer closing(&err, st.Close)
 
-	ln, err := listenSocket(c.socket)
+	ln, err := listenSocket(c.socket, ownerOnly)
 	if err != nil {
 		return err
 	}

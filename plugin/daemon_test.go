@@ -130,7 +130,7 @@ func TestDaemonRefusesAStateThatIsInUse(t *testing.T) {
 
 func TestDaemonRefusesASocketThatIsInUse(t *testing.T) {
 	dir := shortDir(t)
-	ln, err := listenSocket(filepath.Join(dir, "p.sock"))
+	ln, err := listenSocket(filepath.Join(dir, "p.sock"), ownerOnly)
 	require.NoError(t, err)
 	defer ln.Close()
 	_, stderr, status := portolan(t, "daemon", "--socket", filepath.Join(dir, "p.sock"), "--state-dir", filepath.Join(dir, "state"))
@@ -154,9 +154,8 @@ func TestASecondSignalEndsTheWait(t *testing.T) {
 	began := make(chan struct{})
 	status := make(chan error, 1)
 	log := &syncBuffer{}
-	c := daemonConfig{logLevel: choice{value: "info"}}
 	go report(context.Background(), func(ctx context.Context) error {
-		return untilSignal(ctx, c.logger(log), func(context.Context) error {
+		return untilSignal(ctx, newLogFlags().logger(log), func(context.Context) error {
 			close(began)
 			<-stuck
 			return nil

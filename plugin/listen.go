@@ -13,14 +13,23 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// listenSocket listens on a unix socket that only its owner may use. A socket
-// file that an earlier daemon left behind is replaced; one on which somebody
-// answers is not, and neither is any other kind of file.
-func listenSocket(path string) (*net.UnixListener, error) {
+// access is who may use a socket.
+type access struct {
+	group  int         // its ID, -1 for this process's own
+	mode   fs.FileMode // of the socket
+	folder fs.FileMode // of a folder that has to be made for it
+}
+
+var ownerOnly = access{group: -1, mode: 0o600, folder: 0o700}
+
+// listenSocket listens on a unix socket. A socket file that an earlier daemon
+// left behind is replaced; one on which somebody answers is not, and neither is
+// any other kind of file.
+func listenSocket(path string, who access) (*net.UnixListener, error) {
 	if longest := len(unix.RawSockaddrUnix{}.Path) - 1; len(path) > longest {
 		return nil, fmt.Errorf("listen on %s: a socket's path has at most %d bytes (unix(7))", path, longest)
 	}
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+	if err := os.MkdirAll(filepath.Dir(path), who.folder); err != nil {
 		return nil, fmt.Errorf("make the socket's folder: %w", err)
 	}
 	if err := removeStale(path); err != nil {
@@ -29,11 +38,17 @@ func listenSocket(path string) (*net.UnixListener, error) {
 	// A umask rather than a chmod: between bind and chmod, anybody could
 	// connect. The umask is the whole process's, which has nothing else
 	// running yet.
-	old := unix.Umask(0o177)
+	old := unix.Umask(int(^who.mode & fs.ModePerm))
 	defer unix.Umask(old)
 	ln, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
 	if err != nil {
 		return nil, err // says "listen unix PATH: …" by itself
+	}
+	if who.group < 0 {
+		return ln, nil
+	}
+	if err := os.Chown(path, -1, who.group); err != nil {
+		return nil, errors.Join(fmt.Errorf("give the socket to its group: %w", err), ln.Close())
 	}
 	return ln, nil
 }

@@ -9,6 +9,7 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 )
 
 // shortDir is a folder for sockets: t.TempDir's names are longer than the 107
@@ -23,7 +24,7 @@ func shortDir(t *testing.T) string {
 
 func TestListenSocketIsForItsOwnerAlone(t *testing.T) {
 	path := filepath.Join(shortDir(t), "plugins", "portolan.sock")
-	ln, err := listenSocket(path)
+	ln, err := listenSocket(path, ownerOnly)
 	require.NoError(t, err)
 	info, err := os.Stat(path)
 	require.NoError(t, err)
@@ -33,15 +34,28 @@ func TestListenSocketIsForItsOwnerAlone(t *testing.T) {
 	assert.NoFileExists(t, path)
 }
 
+func TestListenSocketForAGroup(t *testing.T) {
+	path := filepath.Join(shortDir(t), "shim", "docker.sock")
+	ln, err := listenSocket(path, access{group: 12345, mode: 0o660, folder: 0o755})
+	require.NoError(t, err)
+	defer ln.Close()
+	var socket, folder unix.Stat_t
+	require.NoError(t, unix.Stat(path, &socket))
+	require.NoError(t, unix.Stat(filepath.Dir(path), &folder))
+	assert.Equal(t, uint32(0o660), socket.Mode&0o777)
+	assert.Equal(t, uint32(12345), socket.Gid)
+	assert.Equal(t, uint32(0o755), folder.Mode&0o777)
+}
+
 func TestListenSocketReplacesWhatACrashLeft(t *testing.T) {
 	path := filepath.Join(shortDir(t), "portolan.sock")
-	crashed, err := listenSocket(path)
+	crashed, err := listenSocket(path, ownerOnly)
 	require.NoError(t, err)
 	crashed.SetUnlinkOnClose(false)
 	require.NoError(t, crashed.Close())
 	require.FileExists(t, path)
 
-	ln, err := listenSocket(path)
+	ln, err := listenSocket(path, ownerOnly)
 	require.NoError(t, err)
 	defer ln.Close()
 	conn, err := net.Dial("unix", path)
@@ -51,16 +65,16 @@ func TestListenSocketReplacesWhatACrashLeft(t *testing.T) {
 
 func TestListenSocketLeavesOthersAlone(t *testing.T) {
 	path := filepath.Join(shortDir(t), "portolan.sock")
-	first, err := listenSocket(path)
+	first, err := listenSocket(path, ownerOnly)
 	require.NoError(t, err)
 	defer first.Close()
-	_, err = listenSocket(path)
+	_, err = listenSocket(path, ownerOnly)
 	require.ErrorContains(t, err, "another process answers there (pid ")
 	require.FileExists(t, path)
 
 	file := filepath.Join(filepath.Dir(path), "notes")
 	require.NoError(t, os.WriteFile(file, []byte("mine"), 0o600))
-	_, err = listenSocket(file)
+	_, err = listenSocket(file, ownerOnly)
 	require.ErrorContains(t, err, "no socket")
 	text, err := os.ReadFile(file)
 	require.NoError(t, err)
@@ -68,6 +82,6 @@ func TestListenSocketLeavesOthersAlone(t *testing.T) {
 }
 
 func TestListenSocketNamesAPathThatIsTooLong(t *testing.T) {
-	_, err := listenSocket("/run/" + strings.Repeat("x", 103))
+	_, err := listenSocket("/run/"+strings.Repeat("x", 103), ownerOnly)
 	require.ErrorContains(t, err, "at most 107 bytes")
 }

@@ -47,7 +47,7 @@ func TestPeriodicSaysTheSameErrorOnce(t *testing.T) {
 func stuck(t *testing.T, finish time.Duration, until <-chan struct{}) (answer <-chan error, ended <-chan error, cancel func()) {
 	t.Helper()
 	path := filepath.Join(shortDir(t), "portolan.sock")
-	ln, err := listenSocket(path)
+	ln, err := listenSocket(path, ownerOnly)
 	require.NoError(t, err)
 	ctx, cancel := context.WithCancel(context.Background())
 	began := make(chan struct{})
@@ -86,7 +86,7 @@ func TestAStoppingServerCutsOffWhatDoesNotFinish(t *testing.T) {
 }
 
 func TestAServerWhoseListenerBreaksEndsTheDaemon(t *testing.T) {
-	ln, err := listenSocket(filepath.Join(shortDir(t), "portolan.sock"))
+	ln, err := listenSocket(filepath.Join(shortDir(t), "portolan.sock"), ownerOnly)
 	require.NoError(t, err)
 	require.NoError(t, ln.Close())
 	err = server{ln, http.NotFoundHandler(), time.Hour, slog.New(slog.DiscardHandler)}.run(context.Background())
