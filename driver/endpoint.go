@@ -45,6 +45,9 @@ func (d *Driver) addEndpoint(ctx context.Context, r createEndpointRequest) (resp
 	if ep.Addr4, ep.Addr6, err = parseAddrs(n, r.Interface); err != nil {
 		return resp, err
 	}
+	if ep.Exposed, err = r.Options.exposed(); err != nil {
+		return resp, err
+	}
 	ep.MAC = r.Interface.MacAddress
 	if ep.MAC == "" {
 		ep.MAC = endpointMAC(ep).String()

@@ -51,6 +51,9 @@ func (d *Driver) publish(ctx context.Context, r programRequest) error {
 	if err != nil {
 		return err
 	}
+	if _, told := r.Options[keyExposed]; !told {
+		exposed = ep.Exposed
+	}
 	if ep.Sandbox == "" {
 		return errors.New("it has not joined a container; start the container again")
 	}

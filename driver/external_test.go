@@ -263,3 +263,22 @@ func TestListAndOwner(t *testing.T) {
 	assert.Equal(t, "53->53/udp", got.Mappings[0].String())
 	assert.Equal(t, got.IPv4, got.Target.IPv4)
 }
+
+// What a container exposes is known without a call to publish: not every
+// endpoint gets one.
+func TestExposedWithoutPublishing(t *testing.T) {
+	r := newRig(t)
+	r.ok("CreateNetwork", networkOf(1, false, object{keyInternal: true}))
+	exposed := object{keyExposed: []object{{"Proto": 6, "Port": 443}, {"Proto": 6, "Port": 80}}}
+	r.ok("CreateEndpoint", object{"NetworkID": id(1), "EndpointID": id(10), "Interface": object{"Address": "10.1.0.2/24"}, "Options": exposed})
+	want := []portmap.ExposedPort{{Proto: portmap.TCP, Port: 80}, {Proto: portmap.TCP, Port: 443}}
+	ep, _ := r.store.Endpoint(id(10))
+	assert.Equal(t, want, ep.Exposed)
+
+	r.ok("Join", object{"NetworkID": id(1), "EndpointID": id(10), "SandboxKey": "/sb1"})
+	r.ok("ProgramExternalConnectivity", object{"NetworkID": id(1), "EndpointID": id(10), "Options": object{keyPortMap: []object{}}})
+	ep, _ = r.store.Endpoint(id(10))
+	assert.Equal(t, want, ep.Exposed, "a call that does not tell")
+	assert.Contains(t, r.refused("CreateEndpoint", object{"NetworkID": id(1), "EndpointID": id(11),
+		"Interface": object{"Address": "10.1.0.3/24"}, "Options": object{keyExposed: "80"}}), "decode exposed ports")
+}
