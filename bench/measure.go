@@ -82,6 +82,9 @@ func (r *report) measure(ctx context.Context, s *session, c config) error {
 		}
 		r.rows = append(r.rows, row)
 	}
+	if r.shim, err = l.measureShim(s); err != nil {
+		return fmt.Errorf("measure the shim: %w", err)
+	}
 	return nil
 }
 

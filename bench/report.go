@@ -17,6 +17,7 @@ type report struct {
 	rows             []row
 	micro            []microbenchmark
 	conntrack        conntrack
+	shim             shimFigures
 }
 
 // markdown is what goes between the markers.
@@ -25,7 +26,7 @@ func (r *report) markdown() string {
 	fmt.Fprintf(&b, "Machine: %s. Docker engine %s. Portolan: %s. Load average of 1, 5 and 15 minutes: %s before, %s after. %s, in %s.\n",
 		r.machine, r.engine, r.portolan, r.machine.loadBefore, r.loadAfter,
 		r.started.UTC().Format("2006-01-02 15:04 UTC"), r.ended.Sub(r.started).Round(time.Second))
-	for _, section := range []func() string{r.goals, r.ports, r.onePort, r.daemonMemory, r.calls, r.packages} {
+	for _, section := range []func() string{r.goals, r.ports, r.onePort, r.daemonMemory, r.calls, r.shimTable, r.packages} {
 		b.WriteString(section())
 	}
 	return b.String()
@@ -139,6 +140,7 @@ func (r *report) goals() string {
 			t.add("1,000 ports: daemon at most 40 MiB resident, at its peak", mib(peak)+" MiB", verdict(peak <= 40<<20))
 		}
 	}
+	r.shimGoals(&t)
 	return section("Goals", t)
 }
 

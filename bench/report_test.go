@@ -38,16 +38,44 @@ func example(over time.Duration, ratio float64, peak int64) *report {
 	}}
 }
 
+// exampleShim lists in so much more, 19 of 1,000 times in slow more, and saves
+// in so many milliseconds where the engine takes 90.
+func exampleShim(more, slow time.Duration, save int, peak int64) shimFigures {
+	straight, shim := &way{saves: []time.Duration{90 * time.Millisecond}}, &way{saves: []time.Duration{time.Duration(save) * time.Millisecond}}
+	for i := range 1000 {
+		straight.lists = append(straight.lists, time.Millisecond)
+		took := time.Millisecond + more
+		if i < 19 {
+			took = time.Millisecond + slow
+		}
+		shim.lists = append(shim.lists, took)
+	}
+	return shimFigures{straight: straight, shim: shim, last: memory{rss: peak, peak: peak}}
+}
+
 func TestGoals(t *testing.T) {
-	met := example(300*time.Millisecond, 1.05, 40<<20).goals()
-	assert.Equal(t, 3, strings.Count(met, "| met |"), met)
-	missed := example(301*time.Millisecond, 1.06, 40<<20+1).goals()
-	assert.Equal(t, 3, strings.Count(missed, "| missed |"), missed)
+	r := example(300*time.Millisecond, 1.05, 40<<20)
+	r.shim = exampleShim(2*time.Millisecond, 5*time.Millisecond, 100, 30<<20-1)
+	met := r.goals()
+	assert.Equal(t, 7, strings.Count(met, "| met |"), met)
+	r = example(301*time.Millisecond, 1.06, 40<<20+1)
+	r.shim = exampleShim(2*time.Millisecond+1, 5*time.Millisecond+1, 101, 30<<20)
+	missed := r.goals()
+	assert.Equal(t, 7, strings.Count(missed, "| missed |"), missed)
+}
+
+func TestPercentile(t *testing.T) {
+	values := []time.Duration{5, 1, 4, 2, 3}
+	for of, want := range map[int]time.Duration{100: 5, 99: 5, 80: 4, 60: 3, 50: 3, 20: 1, 1: 1} {
+		assert.Equal(t, want, percentile(values, of), of)
+	}
+	assert.Zero(t, percentile(nil, 99))
 }
 
 // Every line of a table has as many cells as its head, or it is no table.
 func TestTablesAreWellFormed(t *testing.T) {
 	r := example(time.Second, 2, 1<<20)
+	r.shim = exampleShim(time.Millisecond, time.Millisecond, 100, 1<<20)
 	r.micro = []microbenchmark{{"proxy X", "1 ns/op"}}
 	text := r.markdown()
 	columns := 0

@@ -1,9 +1,12 @@
-// Package dist has the files that `portolan install-shim` installs.
+// Package dist has the systemd units that `portolan install-shim` installs.
 package dist
 
 import _ "embed"
 
-// ShimUnit is the systemd unit of `portolan shim`.
-//
-//go:embed portolan-shim.service
-var ShimUnit string
+// ShimService is the unit of `portolan shim`, ShimSocket that of its socket.
+var (
+	//go:embed portolan-shim.service
+	ShimService string
+	//go:embed portolan-shim.socket
+	ShimSocket string
+)

@@ -53,6 +53,9 @@ func findDaemon(ctx context.Context, socket string) (*client, error) {
 		if err == nil {
 			return c, nil
 		}
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
 		tried = append(tried, dialText(s, err))
 	}
 	return nil, fmt.Errorf("%w; tried %s", errNoDaemon, strings.Join(tried, "; "))

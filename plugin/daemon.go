@@ -55,7 +55,7 @@ func newDaemonCommand() *cobra.Command {
 				return usageError{fmt.Errorf("--udp-timeout %s: must be more than 0", c.udpTimeout)}
 			}
 			log := logs.logger(cmd.ErrOrStderr())
-			return untilSignal(cmd.Context(), log, func(ctx context.Context) error { return c.run(ctx, log) })
+			return untilSignal(cmd.Context(), log, "stopping; rules stay in place", func(ctx context.Context) error { return c.run(ctx, log) })
 		},
 	}
 	f := cmd.Flags()
@@ -80,8 +80,8 @@ func findSysctlDir() string {
 }
 
 // untilSignal runs serve until it ends by itself or SIGTERM or SIGINT cancels
-// its context. A second signal, or stopWithin, ends the wait for it.
-func untilSignal(ctx context.Context, log *slog.Logger, serve func(context.Context) error) error {
+// its context, which it logs as stopping. A second signal, or stopWithin, ends the wait for it.
+func untilSignal(ctx context.Context, log *slog.Logger, stopping string, serve func(context.Context) error) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	signals := make(chan os.Signal, 2)
@@ -94,7 +94,7 @@ func untilSignal(ctx context.Context, log *slog.Logger, serve func(context.Conte
 	case err := <-done:
 		return err
 	case s := <-signals:
-		log.Info("stopping; rules stay in place", "signal", s)
+		log.Info(stopping, "signal", s)
 	case <-ctx.Done():
 	}
 	cancel()
@@ -182,9 +182,7 @@ func (c *daemonConfig) run(ctx context.Context, log *slog.Logger) (err error) {
 		if err := d.Restore(); err != nil {
 			return fmt.Errorf("restore state: %w", err)
 		}
-		if err := notify("READY=1"); err != nil {
-			log.Warn("systemd does not know that the daemon is ready", "error", err)
-		}
+		notifyReady(log)
 		for _, t := range []task{
 			periodic{"check rules", checkEvery, func() error { return check(mapper, log) }, log},
 			periodic{"retry lost ports", retryEvery, publisher.Retry, log},

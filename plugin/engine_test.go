@@ -54,9 +54,14 @@ func fakeEngine(t *testing.T) {
 		}
 	})
 	mux.HandleFunc("GET /containers/json", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
 		_ = json.NewEncoder(w).Encode([]any{map[string]any{
-			"Id": webContainer, "Names": []string{"/other/alias", "/web"}, "NetworkSettings": networks,
+			"Id": webContainer, "Names": []string{"/other/alias", "/web"}, "Ports": []any{}, "NetworkSettings": networks,
 		}})
+	})
+	mux.HandleFunc("GET /events", func(w http.ResponseWriter, r *http.Request) {
+		_ = http.NewResponseController(w).Flush()
+		<-r.Context().Done() // nothing happens
 	})
 	serveUnix(t, path, mux)
 	t.Setenv("DOCKER_HOST", "unix://"+path)

@@ -69,6 +69,8 @@ Every flag can be given in the environment too: PORTOLAN_SOCKET for --socket.`,
 		newDaemonCommand(),
 		newListCommand(),
 		newInspectCommand(),
+		newShimCommand(),
+		newInstallShimCommand(),
 		newCleanupCommand(),
 		newVersionCommand(),
 	)
