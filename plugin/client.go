@@ -9,8 +9,10 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 )
@@ -38,8 +40,9 @@ func addSocketFlag(cmd *cobra.Command) *string {
 }
 
 // findDaemon is a client of the daemon at socket, or, where socket is empty, of
-// the first that answers: a daemon of its own, else a managed plugin. The error
-// wraps errNoDaemon and says what was tried.
+// the first that answers: a daemon of its own, else a managed plugin. Engines in
+// other network namespaces have their plugins' sockets in the same folder; those
+// are of no concern here. The error wraps errNoDaemon and says what was tried.
 func findDaemon(ctx context.Context, socket string) (*client, error) {
 	sockets := []string{socket}
 	if socket == "" {
@@ -48,6 +51,10 @@ func findDaemon(ctx context.Context, socket string) (*client, error) {
 	}
 	tried := make([]string, 0, len(sockets))
 	for _, s := range sockets {
+		if socket == "" && isElsewhere(s) {
+			tried = append(tried, s+" (of another network namespace)")
+			continue
+		}
 		c := &client{socket: s, http: socketClient(s)}
 		_, err := c.version(ctx)
 		if err == nil {
@@ -59,6 +66,26 @@ func findDaemon(ctx context.Context, socket string) (*client, error) {
 		tried = append(tried, dialText(s, err))
 	}
 	return nil, fmt.Errorf("%w; tried %s", errNoDaemon, strings.Join(tried, "; "))
+}
+
+// isElsewhere says whether the process behind a socket is known to be in another
+// network namespace.
+func isElsewhere(socket string) bool {
+	conn, err := net.DialTimeout("unix", socket, time.Second)
+	if err != nil {
+		return false
+	}
+	defer conn.Close()
+	cred, err := peer(conn)
+	if err != nil || cred.Pid == 0 {
+		return false
+	}
+	theirs, err := os.Stat(fmt.Sprintf("/proc/%d/ns/net", cred.Pid))
+	if err != nil {
+		return false
+	}
+	ours, err := os.Stat("/proc/thread-self/ns/net")
+	return err == nil && !os.SameFile(ours, theirs)
 }
 
 // dialText is a failed attempt in the fewest words: net's own error repeats the

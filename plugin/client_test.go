@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/portolan/portolan/driver"
+	"github.com/portolan/portolan/internal/netnstest"
 	"github.com/portolan/portolan/internal/store"
 	"github.com/portolan/portolan/portmap"
 )
@@ -109,6 +110,19 @@ func TestNoDaemonSaysWhatWasTried(t *testing.T) {
 	_, stderr, status := portolan(t, "ls", "--socket", socket)
 	assert.Equal(t, 1, status)
 	assert.Equal(t, "portolan ls: no portolan daemon answers; tried "+socket+" (connect: no such file or directory)\n", stderr)
+}
+
+// Private engines have their managed plugins' sockets where this host's are.
+func TestADaemonOfAnotherNamespaceIsNotOurs(t *testing.T) {
+	d := newFakeDaemon(t)
+	assert.False(t, isElsewhere(d.socket))
+	assert.False(t, isElsewhere(d.socket+".none"))
+	elsewhere := false
+	require.NoError(t, netnstest.NewHost(t).Do(func() error {
+		elsewhere = isElsewhere(d.socket)
+		return nil
+	}))
+	assert.True(t, elsewhere)
 }
 
 func TestTheDaemonsErrorIsShownAsItIs(t *testing.T) {
