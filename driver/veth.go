@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/portolan/portolan/internal/store"
+	"github.com/portolan/portolan/portmap"
 )
 
 // addrGenNone is IN6_ADDR_GEN_MODE_NONE: no link-local address by itself.
@@ -65,6 +66,12 @@ func plug(n store.Network, ep store.Endpoint) (err error) {
 // and sets it up.
 func attach(n store.Network, br *netlink.Bridge, l netlink.Link) error {
 	name := l.Attrs().Name
+	// First, so that the rules that keep ports apart know it from the start.
+	if n.NoICC {
+		if err := netlink.LinkSetGroup(l, portmap.PortGroup); err != nil {
+			return fmt.Errorf("put %s into the group of closed ports: %w", name, err)
+		}
+	}
 	if err := netlink.LinkSetMaster(l, br); err != nil {
 		return fmt.Errorf("make %s a port of %s: %w", name, br.Name, err)
 	}
@@ -72,7 +79,9 @@ func attach(n store.Network, br *netlink.Bridge, l netlink.Link) error {
 	if err := netlink.LinkSetHairpin(l, true); err != nil {
 		return fmt.Errorf("set hairpin mode of %s: %w", name, err)
 	}
-	if err := netlink.LinkSetIsolated(l, n.NoICC); err != nil {
+	// An isolated port cannot be reached by way of published ports either, where
+	// br_netfilter translates what is bridged.
+	if err := netlink.LinkSetIsolated(l, n.NoICC && !portmap.PortsApart()); err != nil {
 		return fmt.Errorf("isolate port %s: %w", name, err)
 	}
 	// A port is not for talking to. A kernel without IPv6 cannot do it, and

@@ -28,6 +28,13 @@ func cleanupNFTables(log *slog.Logger) error {
 	if err != nil {
 		return errors.Join(err, m.Close())
 	}
+	ports, err := m.ports.ensure(false)
+	if ports {
+		log.Info("remove nftables table", "name", "bridge "+Table)
+	}
+	if err != nil {
+		return errors.Join(err, m.Close())
+	}
 	// The mirror is empty: what Load leaves is nothing.
 	if err := m.Load(nil, nil); err != nil {
 		return errors.Join(err, m.Close())

@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/portolan/portolan/portmap"
+	"github.com/portolan/portolan/portmap/portmaptest"
 )
 
 // An administrator's `iptables -A` stands behind the engine's RETURN, where it
@@ -57,6 +58,12 @@ func TestDockerUserBeforeReturn(t *testing.T) {
 	iptables("-I", portmap.DockerUserChain, "-s", "203.0.113.9", "-j", "DROP")
 	check("DROP", "ours", "RETURN")
 	iptables("-F", portmap.DockerUserChain)
+	check("ours")
+	iptables("-F", portmap.DockerUserChain)
+	require.NoError(t, m.Map(portmap.Publication{
+		Target:   portmap.Target{Endpoint: "e1", Network: "n1", IPv4: netip.MustParseAddr("10.9.0.2")},
+		Mappings: portmaptest.Mappings(t, "8080->80"),
+	}), "a change of ours does not hide that of somebody else")
 	check("ours")
 	iptables("-A", portmap.DockerUserChain, "-s", "203.0.113.9", "-j", "DROP")
 	check("DROP", "ours")

@@ -20,11 +20,13 @@ import (
 //
 // All rules are in chains PORTOLAN-*. Outside are only the jumps to them from
 // the built-in chains: first in each, but in FORWARD after that to DOCKER-USER,
-// where an administrator's rules come first, and last in FORWARD for Guard.
+// where an administrator's rules come first, and last in FORWARD for Guard. The
+// one thing that iptables has no word for is in the table of bridgeTable.
 type IPTables struct {
 	log *slog.Logger
 
-	mu    sync.Mutex   // guards below
+	mu    sync.Mutex // guards below
+	ports *bridgeTable
 	tools []*iptTool   // IPv4, and IPv6 where the kernel has it
 	have  []iptRuleset // what each tool's side of the kernel should hold
 	iptMirror
@@ -47,6 +49,7 @@ func NewIPTables(cfg IPTablesConfig) (*IPTables, error) {
 	if m.log == nil {
 		m.log = slog.New(slog.DiscardHandler)
 	}
+	m.ports = newBridgeTable(m.log)
 	t, err := openIPT(true, cfg.IPv4)
 	if err != nil {
 		return nil, err
@@ -111,7 +114,14 @@ func (m *IPTables) Load(nets []Network, pubs []Publication) error {
 	if err := m.commitLocked(next, true); err != nil {
 		return fmt.Errorf("load iptables rules: %w", err)
 	}
-	return nil
+	return m.settleLocked()
+}
+
+// settleLocked follows every change of the networks. Its error leaves the rules
+// as they are meant to be; Check tries the rest again.
+func (m *IPTables) settleLocked() error {
+	_, err := m.ports.ensure(m.closesPorts())
+	return err
 }
 
 // AddNetwork implements Mapper.
@@ -126,7 +136,7 @@ func (m *IPTables) AddNetwork(n Network) error {
 	if err := m.commitLocked(next, false); err != nil {
 		return fmt.Errorf("add network %.12s to iptables: %w", n.ID, err)
 	}
-	return nil
+	return m.settleLocked()
 }
 
 // RemoveNetwork implements Mapper. What Guard set goes with the last network
@@ -147,7 +157,7 @@ func (m *IPTables) RemoveNetwork(id string) error {
 	if err := m.commitLocked(next, false); err != nil {
 		return fmt.Errorf("remove network %.12s from iptables: %w", id, err)
 	}
-	return nil
+	return m.settleLocked()
 }
 
 // Map implements Mapper.
@@ -217,7 +227,8 @@ func (m *IPTables) Check() (repaired bool, err error) {
 	if repaired {
 		m.log.Warn("iptables rules were missing and are back", "networks", len(m.nets), "endpoints", len(m.pubs))
 	}
-	return repaired, nil
+	ports, err := m.ports.ensure(m.closesPorts())
+	return repaired || ports, err
 }
 
 func (r iptRuleset) sameSize(other iptRuleset) bool {
@@ -225,7 +236,11 @@ func (r iptRuleset) sameSize(other iptRuleset) bool {
 }
 
 // Close implements Mapper.
-func (m *IPTables) Close() error { return nil }
+func (m *IPTables) Close() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.ports.close()
+}
 
 // CleanupIPTables removes every rule and chain of ours in both families. Where
 // there is no such program, there is nothing to do.

@@ -142,19 +142,28 @@ func iptPlanNetwork(is4 bool, r iptRuleset, n Network, m *iptMirror) {
 		echo = "-p icmp -m icmp --icmp-type 8 -j ACCEPT"
 	}
 	in, out := "IN-"+n.Bridge, "OUT-"+n.Bridge
-	same := "ACCEPT"
-	if n.NoICC {
-		same = "DROP"
-	}
+	same := "-i " + n.Bridge + " "
 	if n.Internal {
-		r.add("filter", in, fmt.Sprintf("-i %s -j %s", n.Bridge, same))
+		if !n.NoICC {
+			r.add("filter", in, same+"-j ACCEPT")
+		}
 		r.add("filter", out, "-j DROP")
 		return
 	}
 
 	toPorts := "-j " + iptPrefix + "PORTS"
-	r.add("filter", in, iptDNATed+toPorts, iptEstablished+"-j ACCEPT", iptDNATed+"-j ACCEPT",
-		fmt.Sprintf("-i %s -j %s", n.Bridge, same))
+	r.add("filter", in, iptDNATed+toPorts)
+	if n.NoICC { // as rulesApart; the mark is for the table of planBridge
+		if subnet.IsValid() {
+			sent := fmt.Sprintf("-d %s %s%s-m addrtype ! --dst-type LOCAL ", subnet.Masked(), same, iptDNATed)
+			r.add("filter", in, sent+fmt.Sprintf("-j MARK --set-xmark 0x%x/0x%x", MarkBit, MarkBit), sent+"-j ACCEPT")
+		}
+		r.add("filter", in, same+"-j DROP")
+	}
+	r.add("filter", in, iptEstablished+"-j ACCEPT", iptDNATed+"-j ACCEPT")
+	if !n.NoICC {
+		r.add("filter", in, same+"-j ACCEPT")
+	}
 	for _, name := range n.Trusted {
 		r.add("filter", in, fmt.Sprintf("-i %s -j ACCEPT", name))
 	}

@@ -135,8 +135,13 @@ func TestIPTPlanChains(t *testing.T) {
 		{"internal is closed first", with(func(n *Network) { n.Internal = true }), Publication{}, true, "filter", "FORWARD", []string{
 			"-i plbr0 ! -o plbr0 -j DROP", "! -i plbr0 -o plbr0 -j DROP", "-o plbr0 -j PORTOLAN-IN-plbr0", "-i plbr0 -j PORTOLAN-OUT-plbr0"}},
 		{"internal has no NAT", with(func(n *Network) { n.Internal = true }), Publication{}, true, "nat", "POSTROUTING", []string{}},
-		{"no communication", with(func(n *Network) { n.Internal, n.NoICC = true, true }), Publication{}, true, "filter", "IN-plbr0", []string{
-			"-i plbr0 -j DROP", "-j DROP"}},
+		{"no communication", with(func(n *Network) { n.NoICC = true }), Publication{}, true, "filter", "IN-plbr0", []string{
+			"-m conntrack --ctstate DNAT -j PORTOLAN-PORTS",
+			"-d 172.20.0.0/16 -i plbr0 -m conntrack --ctstate DNAT -m addrtype ! --dst-type LOCAL -j MARK --set-xmark 0x2000/0x2000",
+			"-d 172.20.0.0/16 -i plbr0 -m conntrack --ctstate DNAT -m addrtype ! --dst-type LOCAL -j ACCEPT", "-i plbr0 -j DROP",
+			"-m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT", "-m conntrack --ctstate DNAT -j ACCEPT", "-j DROP"}},
+		{"no communication, internal", with(func(n *Network) { n.Internal, n.NoICC = true, true }), Publication{}, true, "filter", "IN-plbr0", []string{
+			"-j DROP"}},
 		{"fixed source", with(func(n *Network) { n.SNAT6 = netip.MustParseAddr("2001:db8::9") }), Publication{}, false, "nat", "POSTROUTING", []string{
 			"-s fd20::/64 -d fd20::/64 -m conntrack --ctstate DNAT -j MASQUERADE", "-s fd20::/64 ! -o plbr0 -j SNAT --to-source 2001:db8::9"}},
 		{"no masquerade", with(func(n *Network) { n.NoMasquerade = true }), Publication{}, true, "nat", "POSTROUTING", []string{
@@ -187,11 +192,14 @@ func TestIPTPlanChains(t *testing.T) {
 func TestIPTKernel(t *testing.T) {
 	m, err := NewIPTables(IPTablesConfig{})
 	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, m.Load(nil, nil)) })
+	t.Cleanup(func() {
+		require.NoError(t, m.Load(nil, nil))
+		require.NoError(t, m.Close())
+	})
 	nets := []Network{iptNet, {ID: "m", Bridge: "plbr1", Internal: true, NoICC: true},
 		{ID: "r", Bridge: "plbr-fifteen123", Mode4: ModeRouted, Mode6: ModeRouted, Trusted: []string{"wg0"},
 			Subnet4: netip.MustParsePrefix("172.21.0.0/24"), Subnet6: netip.MustParsePrefix("fd21::/64")},
-		{ID: "s", Bridge: "plbr3", Subnet4: netip.MustParsePrefix("172.22.0.0/24"), SNAT4: netip.MustParseAddr("192.0.2.9")}}
+		{ID: "s", Bridge: "plbr3", Subnet4: netip.MustParsePrefix("172.22.0.0/24"), SNAT4: netip.MustParseAddr("192.0.2.9"), NoICC: true}}
 	routed := Target{Endpoint: "routed", Network: "r", IPv4: netip.MustParseAddr("172.21.0.9"), IPv6: netip.MustParseAddr("fd21::9"), Routed4: true, Routed6: true}
 	only4 := Target{Endpoint: "only4", Network: "s", IPv4: netip.MustParseAddr("172.22.0.9")}
 	only6 := Target{Endpoint: "only6", Network: "n", IPv6: netip.MustParseAddr("fd20::9")}

@@ -31,7 +31,8 @@ type Network struct {
 
 	// Internal: nothing goes in or out, nothing is published.
 	Internal bool `json:"internal,omitempty"`
-	// NoICC: containers of this network may not talk to one another.
+	// NoICC: containers of this network may not talk to one another, but by
+	// published ports. Its bridge ports belong to PortGroup.
 	NoICC bool `json:"noICC,omitempty"`
 	// NoMasquerade: outbound traffic keeps the container's address.
 	NoMasquerade bool `json:"noMasquerade,omitempty"`

@@ -18,16 +18,17 @@ import (
 // Every call is one transaction, and a packet's look-up costs the same with one
 // and with 65,535 published ports: ports are elements of maps. All of it is in the table inet
 // portolan, which the kernel keeps from everybody else where it can (Linux 6.9).
-// The one rule outside is that of dockerUser.
+// Outside are the one rule of dockerUser and the table of bridgeTable.
 type NFTables struct {
 	log    *slog.Logger
 	docker *dockerUser
+	ports  *bridgeTable
 
 	mu    sync.Mutex // guards below
 	conn  *nftConn
 	owned bool
-	base  bool // the table and planBase stand
-	gen   uint32
+	base  bool   // the table and planBase stand
+	gen   uint32 // the generation that was looked at last; 0 is none
 
 	nftMirror
 	guard4, guard6 bool
@@ -48,7 +49,7 @@ var _ Mapper = (*NFTables)(nil)
 // NewNFTables opens the netlink socket. Nothing in the kernel changes before
 // Load or AddNetwork. A nil logger is silent.
 func NewNFTables(log *slog.Logger) (*NFTables, error) {
-	conn, err := openNFT()
+	conn, err := openNFT(nftables.TableFamilyINet)
 	if err != nil {
 		return nil, err
 	}
@@ -57,7 +58,7 @@ func NewNFTables(log *slog.Logger) (*NFTables, error) {
 		return nil, fmt.Errorf("list nftables tables: %w", err)
 	}
 	return &NFTables{
-		log: orDiscard(log), docker: newDockerUser(conn.Conn, orDiscard(log)),
+		log: orDiscard(log), docker: newDockerUser(conn.Conn, orDiscard(log)), ports: newBridgeTable(orDiscard(log)),
 		conn: conn, nftMirror: newNFTMirror(),
 	}, nil
 }
@@ -136,29 +137,26 @@ func (m *NFTables) rebuildLocked() (err error) {
 	return nil
 }
 
-// settleLocked follows every change of the table: the rule in DOCKER-USER, and
-// the generation that Check compares. Its error leaves the table as it is meant
-// to be; Check tries the rule again.
+// settleLocked follows every change of the networks: what is outside of the
+// table has to fit. Its error leaves the table as it is meant to be; Check tries
+// the rest again.
 func (m *NFTables) settleLocked() error {
-	_, err := m.docker.ensure(len(m.nets) > 0)
-	m.gen = m.generation()
+	m.gen = 0
+	_, err := m.outsideLocked()
 	return err
 }
 
+// outsideLocked keeps the rule in DOCKER-USER and the table of family bridge,
+// and says whether it had to change them.
+func (m *NFTables) outsideLocked() (changed bool, err error) {
+	user, userErr := m.docker.ensure(len(m.nets) > 0)
+	ports, portsErr := m.ports.ensure(m.closesPorts())
+	return user || ports, errors.Join(userErr, portsErr)
+}
+
 func (m *NFTables) removeTableLocked() error {
-	stands, err := m.conn.tableStands()
-	if err != nil {
+	if _, err := m.conn.removeTable(); err != nil {
 		return err
-	}
-	if stands {
-		// An orphan has to be taken over before it can be deleted.
-		if _, err := m.conn.own(); err != nil {
-			return err
-		}
-		m.conn.DelTable(m.conn.table)
-		if err := m.conn.Flush(); err != nil {
-			return fmt.Errorf("delete nftables table %s: %w", Table, err)
-		}
 	}
 	m.base = false
 	clear(m.conn.sets)
@@ -261,7 +259,7 @@ func (m *NFTables) Guard(ipv4, ipv6 bool) error {
 		if err := m.conn.Flush(); err != nil {
 			return fmt.Errorf("set nftables forward guard: %w", err)
 		}
-		m.gen = m.generation()
+		m.transactedLocked()
 	}
 	m.guard4, m.guard6 = ipv4, ipv6
 	return nil
@@ -271,5 +269,5 @@ func (m *NFTables) Guard(ipv4, ipv6 bool) error {
 func (m *NFTables) Close() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.conn.CloseLasting()
+	return errors.Join(m.ports.close(), m.conn.CloseLasting())
 }

@@ -18,8 +18,18 @@ func (m *NFTables) generation() uint32 {
 	return g
 }
 
-// Check implements Mapper. It looks no further where nothing in nftables has
-// changed since the last change of ours.
+// transactedLocked follows one transaction of ours. Whoever else changed
+// something since Check looked is for the next Check to find.
+func (m *NFTables) transactedLocked() {
+	g := m.generation()
+	if m.gen == 0 || g != m.gen+1 {
+		g = 0
+	}
+	m.gen = g
+}
+
+// Check implements Mapper. It looks no further where nobody but us has changed
+// anything in nftables since it looked last.
 func (m *NFTables) Check() (repaired bool, err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -31,9 +41,11 @@ func (m *NFTables) Check() (repaired bool, err error) {
 			return false, err
 		}
 	}
-	if g := m.generation(); g != 0 && g == m.gen {
+	g := m.generation() // before looking: what changes meanwhile is seen next time
+	if g != 0 && g == m.gen {
 		return false, nil
 	}
+	m.gen = 0
 	whole, err := m.wholeLocked()
 	if err != nil {
 		return false, err
@@ -45,40 +57,26 @@ func (m *NFTables) Check() (repaired bool, err error) {
 		}
 		return true, m.settleLocked()
 	}
-	repaired, err = m.docker.ensure(true)
-	m.gen = m.generation()
+	if repaired, err = m.outsideLocked(); !repaired && err == nil {
+		m.gen = g
+	}
 	return repaired, err
 }
 
 // wholeLocked compares chains, rules and elements with the mirror, by number:
 // who deletes single elements of a table that is not theirs also changes that.
 func (m *NFTables) wholeLocked() (bool, error) {
-	want := slices.Clone(planBase().chains)
+	want := planBase().chains
+	guard := slices.IndexFunc(want, func(c nftChain) bool { return c.name == "guard" })
+	want[guard].rules = planGuard(m.guard4, m.guard6)
 	for _, n := range m.nets {
 		want = append(want, planNetwork(n).chains...)
 	}
 	for a := range m.hosts {
 		want = append(want, planHost(a).chains...)
 	}
-	got, err := m.conn.ListChainsOfTableFamily(nftables.TableFamilyINet)
-	if err != nil {
-		return false, fmt.Errorf("list chains: %w", err)
-	}
-	for _, ch := range want {
-		if !slices.ContainsFunc(got, func(c *nftables.Chain) bool { return c.Table.Name == Table && c.Name == ch.name }) {
-			return false, nil
-		}
-		rules, err := m.conn.GetRules(m.conn.table, &nftables.Chain{Name: ch.name, Table: m.conn.table})
-		if err != nil {
-			return false, fmt.Errorf("list rules of chain %s: %w", ch.name, err)
-		}
-		n := len(ch.rules)
-		if ch.name == "guard" {
-			n = len(planGuard(m.guard4, m.guard6))
-		}
-		if len(rules) != n {
-			return false, nil
-		}
+	if whole, err := m.conn.hasChains(want); err != nil || !whole {
+		return false, err
 	}
 	if m.owned {
 		return true, nil // nobody else can change an element
@@ -89,6 +87,27 @@ func (m *NFTables) wholeLocked() (bool, error) {
 			return false, err
 		}
 		if countStarts(es, s.interval) != m.expectedLocked(name) {
+			return false, nil
+		}
+	}
+	return true, nil
+}
+
+// hasChains says whether the table has the chains, each with as many rules.
+func (c *nftConn) hasChains(want []nftChain) (bool, error) {
+	got, err := c.ListChainsOfTableFamily(c.table.Family)
+	if err != nil {
+		return false, fmt.Errorf("list chains: %w", err)
+	}
+	for _, ch := range want {
+		if !slices.ContainsFunc(got, func(g *nftables.Chain) bool { return g.Table.Name == Table && g.Name == ch.name }) {
+			return false, nil
+		}
+		rules, err := c.GetRules(c.table, &nftables.Chain{Name: ch.name, Table: c.table})
+		if err != nil {
+			return false, fmt.Errorf("list rules of chain %s: %w", ch.name, err)
+		}
+		if len(rules) != len(ch.rules) {
 			return false, nil
 		}
 	}

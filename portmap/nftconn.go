@@ -31,7 +31,7 @@ const (
 )
 
 // nftConn is one netlink socket for as long as the program runs: a table's owner
-// is a socket.
+// is a socket. Each of our tables has one.
 type nftConn struct {
 	*nftables.Conn
 	raw   *netlink.Conn
@@ -40,9 +40,9 @@ type nftConn struct {
 	sets map[string]nftSet
 }
 
-func openNFT() (*nftConn, error) {
+func openNFT(family nftables.TableFamily) (*nftConn, error) {
 	c := &nftConn{
-		table: &nftables.Table{Name: Table, Family: nftables.TableFamilyINet},
+		table: &nftables.Table{Name: Table, Family: family},
 		sets:  map[string]nftSet{},
 	}
 	keep := func(raw *netlink.Conn) error {
@@ -72,8 +72,25 @@ func (c *nftConn) tableStands() (bool, error) {
 		return false, fmt.Errorf("list nftables tables: %w", err)
 	}
 	return slices.ContainsFunc(tables, func(t *nftables.Table) bool {
-		return t.Name == Table && t.Family == nftables.TableFamilyINet
+		return t.Name == Table && t.Family == c.table.Family
 	}), nil
+}
+
+// removeTable deletes the table, if it is there.
+func (c *nftConn) removeTable() (removed bool, err error) {
+	stands, err := c.tableStands()
+	if err != nil || !stands {
+		return false, err
+	}
+	// An orphan has to be taken over before it can be deleted.
+	if _, err := c.own(); err != nil {
+		return false, err
+	}
+	c.DelTable(c.table)
+	if err := c.Flush(); err != nil {
+		return false, fmt.Errorf("delete nftables table %s: %w", Table, err)
+	}
+	return true, nil
 }
 
 // own creates the table or takes over one whose owner has gone. Kernels that
@@ -109,7 +126,7 @@ func (c *nftConn) newTable(flags uint32) error {
 	}
 	_, err = c.raw.SendMessages([]netlink.Message{
 		msg(unix.NFNL_MSG_BATCH_BEGIN, 0, nfgen(0, unix.NFNL_SUBSYS_NFTABLES)),
-		msg(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_NEWTABLE, netlink.Create|netlink.Acknowledge, append(nfgen(unix.NFPROTO_INET, 0), attrs...)),
+		msg(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_NEWTABLE, netlink.Create|netlink.Acknowledge, append(nfgen(byte(c.table.Family), 0), attrs...)),
 		msg(unix.NFNL_MSG_BATCH_END, 0, nfgen(0, unix.NFNL_SUBSYS_NFTABLES)),
 	})
 	if err != nil {
@@ -147,7 +164,7 @@ func (c *nftConn) generation() (uint32, error) {
 // clear queues the removal of everything in the table but the table itself,
 // whose owner stays: rules first, then elements, which refer to chains too.
 func (c *nftConn) clear() error {
-	chains, err := c.ListChainsOfTableFamily(nftables.TableFamilyINet)
+	chains, err := c.ListChainsOfTableFamily(c.table.Family)
 	if err != nil {
 		return fmt.Errorf("list chains: %w", err)
 	}

@@ -17,6 +17,9 @@ const Table = "portolan"
 // (DOCKER-USER, which see). No other bit is touched.
 const MarkBit = 0x2000
 
+// chainAcceptMarked is where every accept of our forward chain ends.
+const chainAcceptMarked = "accept-marked"
+
 // nftChain is a chain with all its rules; hook is nil for a regular chain.
 type nftChain struct {
 	name  string
@@ -179,7 +182,7 @@ func planBase() nftPart {
 		{name: "port-forward"},
 		{name: "port-local"},
 		{name: "guard"},
-		{name: "accept-marked", rules: []nftRule{{stmtSetMark(MarkBit), stmtAccept}}},
+		{name: chainAcceptMarked, rules: []nftRule{{stmtSetMark(MarkBit), stmtAccept}}},
 		{name: "dispatch", rules: dispatch},
 		{"filter-prerouting", hook(filter, nftables.ChainHookPrerouting, -300, "prerouting priority raw"), []nftRule{
 			{stmtNotIIF("lo"), daddr(true).in(loopback4), stmtDrop},
@@ -232,19 +235,20 @@ func planNetwork(n Network) nftPart {
 // rulesTo decides what may be forwarded into a network. Traffic from container
 // to container of one network is here too, where br_netfilter shows it.
 func rulesTo(n Network) []nftRule {
-	accept := stmtGoto("accept-marked")
-	sameBridge := nftRule{stmtIIF(n.Bridge), accept}
-	if n.NoICC {
-		sameBridge = nftRule{stmtIIF(n.Bridge), stmtDrop}
-	}
+	accept, same := stmtAcceptMarked, stmtIIF(n.Bridge)
 	if n.Internal {
-		return []nftRule{sameBridge, {stmtDrop}}
+		if n.NoICC {
+			return []nftRule{{stmtDrop}}
+		}
+		return []nftRule{{same, accept}, {stmtDrop}}
 	}
-	rules := []nftRule{
-		{stmtDNATed, stmtJump("port-forward")},
-		{stmtEstablished, accept},
-		{stmtDNATed, accept},
-		sameBridge,
+	rules := []nftRule{{stmtDNATed, stmtJump("port-forward")}}
+	if n.NoICC {
+		rules = append(rules, rulesApart(n)...)
+	}
+	rules = append(rules, nftRule{stmtEstablished, accept}, nftRule{stmtDNATed, accept})
+	if !n.NoICC {
+		rules = append(rules, nftRule{same, accept})
 	}
 	for _, name := range n.Trusted {
 		rules = append(rules, nftRule{stmtIIF(name), accept})
@@ -263,6 +267,19 @@ func rulesTo(n Network) []nftRule {
 	return append(rules, nftRule{stmtDrop})
 }
 
+// rulesApart decide what may go from container to container of a network where
+// they may not talk: packets to a published port and their answers, and only
+// those that NAT has sent there. Of a translated flow others are on their way to
+// a client outside; with br_netfilter, a container may have addressed their
+// frames to its neighbour.
+func rulesApart(n Network) (rules []nftRule) {
+	same := stmtIIF(n.Bridge)
+	for _, f := range n.families() {
+		rules = append(rules, nftRule{same, stmtDNATed, daddr(f.is4).in(f.subnet), stmtNotLocal(), stmtAcceptMarked})
+	}
+	return append(rules, nftRule{same, stmtDrop})
+}
+
 // rulesFrom decides what may be forwarded out of a network, to other places
 // than networks of ours. Into a bridge that does not lead to a LAN it goes
 // unmarked: whose containers those are has rules of its own.
@@ -272,13 +289,13 @@ func rulesFrom(n Network) []nftRule {
 	}
 	rules := []nftRule{
 		{stmtDNATed, stmtJump("port-forward")},
-		{stmtEstablished, stmtGoto("accept-marked")},
+		{stmtEstablished, stmtAcceptMarked},
 	}
 	for _, f := range n.families() {
 		own := saddr(f.is4).in(f.subnet)
 		rules = append(rules,
 			nftRule{own, stmtOIFIsBridge(), stmtOIFNotIn(setUplinks), stmtAccept},
-			nftRule{own, stmtGoto("accept-marked")})
+			nftRule{own, stmtAcceptMarked})
 	}
 	return append(rules, nftRule{stmtDrop})
 }

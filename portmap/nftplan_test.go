@@ -137,7 +137,15 @@ func (s scenario) String() string {
 		b.WriteString(nftPart{chains: part.chains}.String())
 	}
 	b.WriteString("}\n")
+	if s.closesPorts() {
+		fmt.Fprintf(&b, "table bridge %s {\n%s}\n", Table, planBridge())
+	}
 	return b.String()
+}
+
+// closesPorts says whether the scenario has the table of family bridge.
+func (s scenario) closesPorts() bool {
+	return slices.ContainsFunc(s.nets, func(n Network) bool { return n.NoICC })
 }
 
 func setText(s nftSet, es []nftElem) string {
@@ -264,6 +272,11 @@ func TestRulesetsInKernel(t *testing.T) {
 			for _, e := range s.elements() {
 				want["set "+e.set] += len(e.raw(sets[e.set].interval))
 			}
+			if s.closesPorts() {
+				for _, c := range planBridge().chains {
+					want["bridge chain "+c.name] = len(c.rules)
+				}
+			}
 			require.Equal(t, want, ours)
 
 			host := netnstest.NewHost(t)
@@ -274,7 +287,7 @@ func TestRulesetsInKernel(t *testing.T) {
 				require.NoError(t, err, "%s", out)
 				theirs := kernelShape(t)
 				for name, n := range theirs {
-					if strings.HasPrefix(name, "chain ") {
+					if strings.Contains(name, "chain ") {
 						require.Equal(t, ours[name], n, name)
 					}
 				}
@@ -285,23 +298,25 @@ func TestRulesetsInKernel(t *testing.T) {
 	}
 }
 
-// kernelShape counts the rules of each chain and the elements of each set of the
-// table, in the namespace of the calling thread.
+// kernelShape counts the rules of each chain and the elements of each set of our
+// tables, in the namespace of the calling thread.
 func kernelShape(t *testing.T) map[string]int {
 	t.Helper()
 	c, err := nftables.New()
 	require.NoError(t, err)
 	table := &nftables.Table{Name: Table, Family: nftables.TableFamilyINet}
 	shape := map[string]int{}
-	chains, err := c.ListChainsOfTableFamily(nftables.TableFamilyINet)
-	require.NoError(t, err)
-	for _, ch := range chains {
-		if ch.Table.Name != Table {
-			continue
-		}
-		rules, err := c.GetRules(table, ch)
+	for prefix, family := range map[string]nftables.TableFamily{"chain ": table.Family, "bridge chain ": nftables.TableFamilyBridge} {
+		chains, err := c.ListChainsOfTableFamily(family)
 		require.NoError(t, err)
-		shape["chain "+ch.Name] = len(rules)
+		for _, ch := range chains {
+			if ch.Table.Name != Table {
+				continue
+			}
+			rules, err := c.GetRules(&nftables.Table{Name: Table, Family: family}, ch)
+			require.NoError(t, err)
+			shape[prefix+ch.Name] = len(rules)
+		}
 	}
 	sets, err := c.GetSets(table)
 	require.NoError(t, err)

@@ -47,7 +47,7 @@ func (m *NFTables) replaceLocked(p Publication) error {
 	if err != nil {
 		return errors.Join(err, m.enter(old))
 	}
-	m.gen = m.generation()
+	m.transactedLocked()
 	return nil
 }
 

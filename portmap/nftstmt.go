@@ -69,9 +69,8 @@ func stmtJump(chain string) nftStmt {
 	return nftStmt{"jump " + chain, []expr.Any{&expr.Verdict{Kind: expr.VerdictJump, Chain: chain}}}
 }
 
-func stmtGoto(chain string) nftStmt {
-	return nftStmt{"goto " + chain, []expr.Any{&expr.Verdict{Kind: expr.VerdictGoto, Chain: chain}}}
-}
+// stmtAcceptMarked accepts, and says so in the packet's mark.
+var stmtAcceptMarked = nftStmt{"goto " + chainAcceptMarked, []expr.Any{&expr.Verdict{Kind: expr.VerdictGoto, Chain: chainAcceptMarked}}}
 
 func metaCmp(key expr.MetaKey, op expr.CmpOp, data []byte, text string) nftStmt {
 	return nftStmt{text, []expr.Any{
@@ -109,6 +108,14 @@ func stmtNotIIF(name string) nftStmt {
 
 func stmtNotOIF(name string) nftStmt {
 	return metaCmp(expr.MetaKeyOIFNAME, expr.CmpOpNeq, ifname(name), fmt.Sprintf("oifname != %q", name))
+}
+
+func stmtIIFGroup(group uint32) nftStmt {
+	return metaCmp(expr.MetaKeyIIFGROUP, expr.CmpOpEq, binaryutil.NativeEndian.PutUint32(group), fmt.Sprintf("iifgroup %d", group))
+}
+
+func stmtOIFGroup(group uint32) nftStmt {
+	return metaCmp(expr.MetaKeyOIFGROUP, expr.CmpOpEq, binaryutil.NativeEndian.PutUint32(group), fmt.Sprintf("oifgroup %d", group))
 }
 
 func stmtOIFIsBridge() nftStmt {
@@ -272,13 +279,28 @@ func stmtSetMark(bit uint32) nftStmt {
 	}}
 }
 
-// stmtMarked matches packets whose mark has the bit.
-func stmtMarked(bit uint32) nftStmt {
-	b := binaryutil.NativeEndian.PutUint32(bit)
-	return nftStmt{fmt.Sprintf("meta mark & 0x%08x == 0x%08x", bit, bit), []expr.Any{
+// stmtClearMark takes one bit out of the packet's mark.
+func stmtClearMark(bit uint32) nftStmt {
+	return nftStmt{fmt.Sprintf("meta mark set meta mark & 0x%08x", ^bit), []expr.Any{
 		&expr.Meta{Key: expr.MetaKeyMARK, Register: 1},
-		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: b, Xor: make([]byte, 4)},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: b},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4,
+			Mask: binaryutil.NativeEndian.PutUint32(^bit), Xor: make([]byte, 4)},
+		&expr.Meta{Key: expr.MetaKeyMARK, SourceRegister: true, Register: 1},
+	}}
+}
+
+// stmtMarked matches packets whose mark has the bit.
+func stmtMarked(bit uint32) nftStmt { return markCmp(bit, bit) }
+
+// stmtNotMarked matches packets whose mark has it not.
+func stmtNotMarked(bit uint32) nftStmt { return markCmp(bit, 0) }
+
+func markCmp(mask, value uint32) nftStmt {
+	return nftStmt{fmt.Sprintf("meta mark & 0x%08x == 0x%08x", mask, value), []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyMARK, Register: 1},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4,
+			Mask: binaryutil.NativeEndian.PutUint32(mask), Xor: make([]byte, 4)},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binaryutil.NativeEndian.PutUint32(value)},
 	}}
 }
 

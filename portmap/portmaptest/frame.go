@@ -3,21 +3,28 @@ package portmaptest
 import (
 	"encoding/binary"
 	"fmt"
-	"hash/crc32"
-	"math/rand/v2"
 	"net"
 	"net/netip"
+	"os"
 	"time"
 
-	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 )
 
 // sendFrame sends one UDP datagram from a place in an Ethernet frame to the MAC
 // address of a router, whatever the place's own routing thinks of to.
 func sendFrame(from place, iface string, router net.HardwareAddr, src, to netip.AddrPort) error {
+	own, err := hardwareAddr(from, iface)
+	if err != nil {
+		return err
+	}
+	return sendRaw(from, iface, ethernet(router, own, typeIPv4, udp4(src, to, nil)))
+}
+
+// sendRaw sends whole Ethernet frames.
+func sendRaw(from place, iface string, frames ...[]byte) error {
 	return from.Do(func() error {
-		link, err := net.InterfaceByName(iface)
+		index, err := interfaceIndex(iface)
 		if err != nil {
 			return err
 		}
@@ -26,118 +33,124 @@ func sendFrame(from place, iface string, router net.HardwareAddr, src, to netip.
 			return fmt.Errorf("open packet socket: %w", err)
 		}
 		defer unix.Close(fd)
-		frame := append(append([]byte{}, router...), link.HardwareAddr...)
-		frame = append(frame, 0x08, 0x00)
-		frame = append(frame, udp4(src, to)...)
-		return unix.Sendto(fd, frame, 0, &unix.SockaddrLinklayer{Ifindex: link.Index, Halen: 6})
+		for _, frame := range frames {
+			if err := unix.Sendto(fd, frame, 0, &unix.SockaddrLinklayer{Ifindex: index, Halen: 6}); err != nil {
+				return err
+			}
+		}
+		return nil
 	})
 }
 
-// udp4 is an IPv4 packet with an empty datagram, which needs no UDP checksum.
-func udp4(src, to netip.AddrPort) []byte {
-	b := make([]byte, 28)
+// receiveRaw calls seen with every frame that comes to an interface while send
+// runs and after it, until seen says that it was the last one.
+func receiveRaw(at place, iface string, send func() error, seen func(frame []byte) (last bool)) error {
+	var c *os.File
+	err := at.Do(func() error {
+		index, err := interfaceIndex(iface)
+		if err != nil {
+			return err
+		}
+		fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+		if err != nil {
+			return fmt.Errorf("open packet socket: %w", err)
+		}
+		c = os.NewFile(uintptr(fd), "packet socket")
+		return unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: htons(unix.ETH_P_ALL), Ifindex: index})
+	})
+	if c != nil {
+		defer c.Close()
+	}
+	if err != nil {
+		return err
+	}
+	if err := send(); err != nil {
+		return err
+	}
+	if err := c.SetReadDeadline(time.Now().Add(answerWait)); err != nil {
+		return err
+	}
+	for buf := make([]byte, 2048); ; {
+		n, err := c.Read(buf)
+		if err != nil {
+			return err
+		}
+		if seen(buf[:n]) {
+			return nil
+		}
+	}
+}
+
+func htons(n uint16) uint16 { return binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, n)) }
+
+// Values of EtherType.
+const (
+	typeIPv4         = unix.ETH_P_IP
+	typeARP          = unix.ETH_P_ARP
+	typeVLAN         = unix.ETH_P_8021Q
+	typeIPv6         = unix.ETH_P_IPV6
+	typeExperimental = 0x88b5 // for local use (IEEE 802)
+)
+
+func ethernet(dst, src net.HardwareAddr, etherType uint16, payload []byte) []byte {
+	frame := append(append([]byte{}, dst...), src...)
+	return append(binary.BigEndian.AppendUint16(frame, etherType), payload...)
+}
+
+// tagged is a payload with the tag of VLAN 5.
+func tagged(etherType uint16, payload []byte) []byte {
+	return append(binary.BigEndian.AppendUint16([]byte{0, 5}, etherType), payload...)
+}
+
+// arpRequest asks who has an address.
+func arpRequest(mac net.HardwareAddr, src, who netip.Addr) []byte {
+	b := []byte{0, 1, 8, 0, 6, 4, 0, 1} // Ethernet, IPv4, request
+	b = append(append(b, mac...), src.AsSlice()...)
+	return append(append(b, make([]byte, 6)...), who.AsSlice()...)
+}
+
+// udp4 is an IPv4 packet with a datagram, which needs no UDP checksum.
+func udp4(src, to netip.AddrPort, payload []byte) []byte {
+	b := make([]byte, 20)
 	b[0], b[8], b[9] = 0x45, 64, unix.IPPROTO_UDP
-	binary.BigEndian.PutUint16(b[2:], uint16(len(b)))
+	binary.BigEndian.PutUint16(b[2:], uint16(28+len(payload)))
 	copy(b[12:], src.Addr().AsSlice())
 	copy(b[16:], to.Addr().AsSlice())
-	binary.BigEndian.PutUint16(b[20:], src.Port())
-	binary.BigEndian.PutUint16(b[22:], to.Port())
-	binary.BigEndian.PutUint16(b[24:], 8)
 	var sum uint32
 	for i := 0; i < 20; i += 2 {
 		sum += uint32(binary.BigEndian.Uint16(b[i:]))
 	}
 	sum = sum>>16 + sum&0xffff
 	binary.BigEndian.PutUint16(b[10:], ^uint16(sum+sum>>16))
-	return b
+	return append(b, udp(src, to, payload)...)
 }
 
-// sctpInit is an SCTP packet with an INIT chunk (RFC 9260, 3.3.2). Conntrack
-// looks at its checksum, so it is right.
-func sctpInit(src, dst uint16) []byte {
-	b := make([]byte, 32)
-	binary.BigEndian.PutUint16(b[0:], src)
-	binary.BigEndian.PutUint16(b[2:], dst)
-	b[12] = 1                                      // INIT
-	binary.BigEndian.PutUint16(b[14:], 20)         // chunk length
-	binary.BigEndian.PutUint32(b[16:], 0x706f7274) // initiate tag
-	binary.BigEndian.PutUint32(b[20:], 65536)      // receiver window
-	binary.BigEndian.PutUint16(b[24:], 1)          // outbound streams
-	binary.BigEndian.PutUint16(b[26:], 1)          // inbound streams
-	binary.LittleEndian.PutUint32(b[8:], crc32.Checksum(b, crc32.MakeTable(crc32.Castagnoli)))
-	return b
+// udp6 is an IPv6 packet with a datagram without a checksum, which is enough
+// for a bridge and a router.
+func udp6(src, to netip.AddrPort, payload []byte) []byte {
+	b := make([]byte, 8)
+	b[0], b[6], b[7] = 0x60, unix.IPPROTO_UDP, 64
+	binary.BigEndian.PutUint16(b[4:], uint16(8+len(payload)))
+	b = append(append(b, src.Addr().AsSlice()...), to.Addr().AsSlice()...)
+	return append(b, udp(src, to, payload)...)
 }
 
-// sctpArrives sends an INIT from the neighbour to a host port and waits for it
-// at a container port of c2, with a raw socket at either end, as the kernel may
-// have no SCTP. It returns the source address that c2 saw.
-func (l *lab) sctpArrives(to netip.Addr, hostPort, port uint16) (netip.Addr, error) {
-	network := "ip4:132"
-	if to.Is6() {
-		network = "ip6:132"
-	}
-	listen := func(at place) (c net.PacketConn) {
-		require.NoError(l.T, at.Do(func() (err error) {
-			c, err = net.ListenPacket(network, "")
-			return err
-		}))
-		l.Cleanup(func() { _ = c.Close() })
-		return c
-	}
-	server, client := listen(l.c2), listen(l.neighbour)
-	if _, err := client.WriteTo(sctpInit(41_000+hostPort%100, hostPort), &net.IPAddr{IP: to.AsSlice()}); err != nil {
-		return netip.Addr{}, err
-	}
-	if err := server.SetReadDeadline(time.Now().Add(answerWait)); err != nil {
-		return netip.Addr{}, err
-	}
-	buf := make([]byte, 256)
-	n, from, err := server.ReadFrom(buf)
-	if err != nil {
-		return netip.Addr{}, err
-	}
-	if n < 12 || binary.BigEndian.Uint16(buf[2:]) != port {
-		return netip.Addr{}, fmt.Errorf("got %x, not a packet to port %d", buf[:n], port)
-	}
-	seen, _ := netip.AddrFromSlice(from.(*net.IPAddr).IP)
-	return seen.Unmap(), nil
+func udp(src, to netip.AddrPort, payload []byte) []byte {
+	b := binary.BigEndian.AppendUint16(nil, src.Port())
+	b = binary.BigEndian.AppendUint16(b, to.Port())
+	b = binary.BigEndian.AppendUint16(b, uint16(8+len(payload)))
+	return append(append(b, 0, 0), payload...)
 }
 
-// echo sends an ICMP echo request from a place and waits for the reply.
-func echo(from place, to netip.Addr, wait time.Duration) error {
-	network, request, reply := "ip4:icmp", byte(8), byte(0)
-	if to.Is6() {
-		network, request, reply = "ip6:ipv6-icmp", 128, 129
-	}
-	return from.Do(func() error {
-		c, err := net.Dial(network, to.String())
-		if err != nil {
-			return err
+func hardwareAddr(at place, iface string) (mac net.HardwareAddr, err error) {
+	err = at.Do(func() error {
+		link, err := net.InterfaceByName(iface)
+		if err == nil {
+			mac = link.HardwareAddr
 		}
-		defer c.Close()
-		if err := c.SetDeadline(time.Now().Add(wait)); err != nil {
-			return err
-		}
-		// Nothing but type and identifier is set, so the checksum is the
-		// complement of their sum. The kernel computes that of ICMPv6 itself.
-		// The identifier is a new one, as a known one would be of a known flow.
-		id := uint16(rand.N(0x7000))
-		b := []byte{request, 0, 0, 0, byte(id >> 8), byte(id), 0, 1}
-		binary.BigEndian.PutUint16(b[2:], ^(uint16(request)<<8 + id + 1))
-		if _, err := c.Write(b); err != nil {
-			return err
-		}
-		for buf := make([]byte, 256); ; {
-			// Unlike Read, ReadFrom takes the IPv4 header off.
-			n, _, err := c.(net.PacketConn).ReadFrom(buf)
-			if err != nil {
-				return err
-			}
-			if n >= 8 && buf[0] == reply && binary.BigEndian.Uint16(buf[4:]) == id {
-				return nil
-			}
-		}
+		return err
 	})
+	return mac, err
 }
 
 func interfaceIndex(name string) (int, error) {

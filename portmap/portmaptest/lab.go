@@ -5,8 +5,10 @@ import (
 	"os/exec"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
+	"github.com/vishvananda/netlink"
 
 	"github.com/portolan/portolan/internal/netnstest"
 	"github.com/portolan/portolan/portmap"
@@ -51,19 +53,16 @@ func newLab(t *testing.T, m portmap.Mapper) *lab {
 	})
 	netnstest.Sysctl(t, "ipv4/ip_forward", "1")
 	netnstest.Sysctl(t, "ipv6/conf/all/forwarding", "1")
-	l.neighbour = netnstest.NewHost(t)
-	l.neighbour.Connect("lan0", "eth0", "",
+	l.neighbour = host(t, "lan0", "",
 		[]string{"198.51.100.1/24", "198.51.100.10/24", "2001:db8:1::1/64", "2001:db8:2::10/128"},
-		[]string{"198.51.100.2/24", "2001:db8:1::2/64"})
-	l.neighbour.Route("198.51.100.1")
-	l.neighbour.Route("2001:db8:1::1")
+		[]string{"198.51.100.2/24", "2001:db8:1::2/64"}, "198.51.100.1", "2001:db8:1::1")
 	netnstest.Bridge(t, "plbr0", "172.20.0.1/16", "fd20::1/64")
 	netnstest.Bridge(t, "plbr1", "172.21.0.1/16", "fd21::1/64")
 	netnstest.Bridge(t, "docker0", "172.17.0.1/16", "fd17::1/64")
-	l.c2 = container(t, "veth2", "plbr0", "172.20.0.2/16", "fd20::2/64", "172.20.0.1", "fd20::1")
-	l.c3 = container(t, "veth3", "plbr0", "172.20.0.3/16", "fd20::3/64", "172.20.0.1", "fd20::1")
-	l.c4 = container(t, "veth4", "plbr1", "172.21.0.2/16", "fd21::2/64", "172.21.0.1", "fd21::1")
-	l.foreign = container(t, "veth5", "docker0", "172.17.0.2/16", "fd17::2/64", "172.17.0.1", "fd17::1")
+	l.c2 = host(t, "veth2", "plbr0", nil, []string{"172.20.0.2/16", "fd20::2/64"}, "172.20.0.1", "fd20::1")
+	l.c3 = host(t, "veth3", "plbr0", nil, []string{"172.20.0.3/16", "fd20::3/64"}, "172.20.0.1", "fd20::1")
+	l.c4 = host(t, "veth4", "plbr1", nil, []string{"172.21.0.2/16", "fd21::2/64"}, "172.21.0.1", "fd21::1")
+	l.foreign = host(t, "veth5", "docker0", nil, []string{"172.17.0.2/16", "fd17::2/64"}, "172.17.0.1", "fd17::1")
 	l.dockerRules(true)
 	l.bridgeNetfilter("1")
 	l.load([]portmap.Network{net0, net1})
@@ -72,12 +71,27 @@ func newLab(t *testing.T, m portmap.Mapper) *lab {
 	return l
 }
 
-func container(t *testing.T, veth, bridge, addr4, addr6, gw4, gw6 string) *netnstest.Host {
+// host makes a host whose eth0 is connected to an interface of the Docker host,
+// a port of the bridge if there is one, and waits until frames pass: until the
+// kernel has seen the carrier of a new pair, it drops them.
+func host(t *testing.T, iface, bridge string, hereAddrs, thereAddrs []string, gateways ...string) *netnstest.Host {
 	t.Helper()
 	h := netnstest.NewHost(t)
-	h.Connect(veth, "eth0", bridge, nil, []string{addr4, addr6})
-	h.Route(gw4)
-	h.Route(gw6)
+	h.Connect(iface, "eth0", bridge, hereAddrs, thereAddrs)
+	for _, gw := range gateways {
+		h.Route(gw)
+	}
+	for name, at := range map[string]place{iface: here{}, "eth0": h} {
+		require.Eventually(t, func() bool {
+			up := false
+			err := at.Do(func() error {
+				link, err := netlink.LinkByName(name)
+				up = err == nil && link.Attrs().OperState == netlink.OperUp
+				return err
+			})
+			return err == nil && up
+		}, answerWait, time.Millisecond, "carrier of %s", name)
+	}
 	return h
 }
 
