@@ -21,11 +21,23 @@ func (d *Driver) cleanup(ctx context.Context, _ nothing) (nothing, error) {
 		_, err := d.teardown(ctx, "delete", endpointRequest{ep.Network, ep.ID}, d.dropEndpoint)
 		errs = append(errs, err)
 	}
-	errs = append(errs, d.sweep())
+	errs = append(errs, d.razeStrays(), d.sweep())
 	if err := errors.Join(errs...); err != nil {
 		return nothing{}, fmt.Errorf("clean up: %w", err)
 	}
 	return nothing{}, nil
+}
+
+// razeStrays removes bridges without a record, and the rules that close them.
+func (d *Driver) razeStrays() error {
+	ours, err := Interfaces()
+	errs := []error{err}
+	for _, i := range ours {
+		if i.Network != "" {
+			errs = append(errs, d.razeStray(i.Network))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // sweep removes what has no record any more.

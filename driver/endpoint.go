@@ -52,7 +52,7 @@ func (d *Driver) addEndpoint(ctx context.Context, r createEndpointRequest) (resp
 	if ep.MAC == "" {
 		ep.MAC = endpointMAC(ep).String()
 		resp.Interface.MacAddress = ep.MAC
-	} else if mac, err := net.ParseMAC(ep.MAC); err != nil || len(mac) != 6 || mac[0]&1 != 0 {
+	} else if mac, err := net.ParseMAC(ep.MAC); err != nil || len(mac) != 6 || mac[0]&1 != 0 || [6]byte(mac) == [6]byte{} {
 		return resp, fmt.Errorf("%q is not a MAC address that an interface can have", ep.MAC)
 	}
 	return resp, d.store.PutEndpoint(ep)

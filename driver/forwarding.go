@@ -157,6 +157,28 @@ func (d *Driver) acceptRA(index int) error {
 	return d.sys.set(path, "2")
 }
 
+// adoptForwarding takes a guard in the kernel for the record of forwarding that
+// an earlier process turned on, where that was lost with its state: else nobody
+// would guard it, nor turn it off.
+func (d *Driver) adoptForwarding() error {
+	d.forwarding.Lock()
+	defer d.forwarding.Unlock()
+	ipv4, ipv6, err := d.mapper.Guarded()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for i, on := range []bool{ipv4, ipv6} {
+		f := families[i]
+		if now, err := d.sys.read(f.path); !on || d.guarded(f) || err != nil || now == "0" {
+			continue
+		}
+		d.log.Warn("forwarding was turned on by an earlier Portolan, whose record of it is lost", "family", f.name)
+		errs = append(errs, d.store.PutSysctl(store.Sysctl{Path: f.path, Old: "0", New: "1"}))
+	}
+	return errors.Join(errs...)
+}
+
 // unforward turns off what we turned on and nobody needs any more.
 func (d *Driver) unforward(without string) error {
 	d.forwarding.Lock()

@@ -39,7 +39,7 @@ func TestForwarding(t *testing.T) {
 	}
 	guarded := func(want4, want6 bool) {
 		t.Helper()
-		got4, got6 := r.mapper.Guarded()
+		got4, got6, _ := r.mapper.Guarded()
 		assert.Equal(t, [2]bool{want4, want6}, [2]bool{got4, got6})
 	}
 	before := state()
@@ -85,7 +85,7 @@ func TestForwardingOfOthers(t *testing.T) {
 	netnstest.Sysctl(t, "ipv4/ip_forward", "1")
 	r.ok("CreateNetwork", networkOf(1, false, nil))
 	assert.Empty(t, r.store.Sysctls())
-	got4, _ := r.mapper.Guarded()
+	got4, _, _ := r.mapper.Guarded()
 	assert.False(t, got4)
 	r.ok("DeleteNetwork", object{"NetworkID": id(1)})
 	assert.Equal(t, "1", sysctl(t, "ipv4/ip_forward"))

@@ -63,9 +63,9 @@ func ourLinks() ([]netlink.Link, error) {
 // Interface is an interface of ours on this host.
 type Interface struct {
 	Name string
-	// Endpoint is the ID of the endpoint whose bridge port it is, "" for a
-	// bridge.
-	Endpoint string
+	// Network is the ID of the network whose bridge it is, Endpoint that of the
+	// endpoint whose bridge port it is. One of them is "".
+	Network, Endpoint string
 	// InContainer: the other end of the endpoint's veth pair is in a container,
 	// which it keeps reachable.
 	InContainer bool
@@ -82,6 +82,7 @@ func Interfaces() ([]Interface, error) {
 		ours[i].Name = l.Attrs().Name
 		id, isPort := strings.CutPrefix(l.Attrs().Alias, aliasEndpoint)
 		if !isPort {
+			ours[i].Network = strings.TrimPrefix(l.Attrs().Alias, aliasNetwork)
 			continue
 		}
 		dead, err := abandoned(id)

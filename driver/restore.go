@@ -41,6 +41,7 @@ func (d *Driver) Restore() error {
 	if len(nets) > 0 && d.rebooted(nets) {
 		d.forgetSysctls()
 	}
+	d.warn(d.adoptForwarding(), "look for forwarding that was turned on", "")
 	d.warn(d.unforward(""), "put back forwarding", "")
 	built := d.rebuild(nets)
 	live := d.sortOut(built)
@@ -168,7 +169,11 @@ func (d *Driver) strays() (nets []portmap.Network) {
 			continue
 		}
 		d.warn(d.sys.set("ipv4/conf/"+name+"/route_localnet", "0"), "close localhost to a stray network", id)
-		nets = append(nets, strayNetwork(id, l))
+		n := strayNetwork(id, l)
+		n.NoICC = slices.ContainsFunc(links, func(port netlink.Link) bool {
+			return port.Attrs().MasterIndex == l.Attrs().Index && port.Attrs().Group == portmap.PortGroup
+		})
+		nets = append(nets, n)
 	}
 	return nets
 }
@@ -239,6 +244,13 @@ func (d *Driver) revive(n store.Network, ep store.Endpoint) (alive bool, err err
 
 // reopen does what must wait for the rules.
 func (d *Driver) reopen(built map[string]store.Network, live []store.Endpoint) {
+	for _, ep := range live {
+		if n, ok := built[ep.Network]; ok && n.NoICC {
+			// Its port was isolated if there were no rules to keep it apart.
+			_, err := d.revive(n, ep)
+			d.warn(err, "open a port of a network", n.ID)
+		}
+	}
 	for _, n := range built {
 		d.warn(d.openLocalhost(n), "open localhost to a network", n.ID)
 		used := slices.ContainsFunc(live, func(ep store.Endpoint) bool { return ep.Network == n.ID })

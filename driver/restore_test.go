@@ -165,7 +165,7 @@ func TestRestoreOfForwarding(t *testing.T) {
 	r.run(1, 10, 2, false, "/sb")
 	r.mapper.Fail = nil
 	r.restart()
-	got4, got6 := r.mapper.Guarded()
+	got4, got6, _ := r.mapper.Guarded()
 	assert.True(t, got4)
 	assert.False(t, got6)
 
@@ -174,12 +174,12 @@ func TestRestoreOfForwarding(t *testing.T) {
 	netnstest.Sysctl(t, "ipv4/ip_forward", "0")
 	r.restart()
 	assert.Empty(t, r.store.Sysctls())
-	got4, _ = r.mapper.Guarded()
+	got4, _, _ = r.mapper.Guarded()
 	assert.False(t, got4)
 	assert.Equal(t, "0", sysctl(t, "ipv4/ip_forward"), "the engine may want to turn it on itself")
 	r.run(1, 11, 3, false, "/sb")
 	assert.Equal(t, "1", sysctl(t, "ipv4/ip_forward"), "it has not")
-	got4, _ = r.mapper.Guarded()
+	got4, _, _ = r.mapper.Guarded()
 	assert.True(t, got4)
 }
 

@@ -20,6 +20,7 @@ import (
 //
 //	until [!] PROGRAM ARGS…     run it until it succeeds (fails)
 //	daemon start [FLAGS…]       start the daemon; also stop, kill and restart
+//	daemon files N              daemons that start from now on may open N files
 //	engine restart              restart dockerd; also start, stop, kill, live-restore
 //	capture VAR PROGRAM ARGS…   set VAR to what it prints
 //	hostport VAR NAME PORT      set VAR to the host port of NAME's PORT, as 53/udp
@@ -84,10 +85,13 @@ func until(ts *testscript.TestScript, neg bool, args []string) {
 
 func daemon(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) == 0 {
-		ts.Fatalf("usage: daemon start|stop|kill|restart [FLAGS…]")
+		ts.Fatalf("usage: daemon start|stop|kill|restart|files [FLAGS…]")
 	}
 	h := hostOf(ts)
 	switch args[0] {
+	case "files":
+		arguments(ts, neg, args, "files N")
+		h.files = args[1]
 	case "start":
 		ts.Check(h.startDaemon("", args[1:]...))
 	case "stop":

@@ -34,6 +34,7 @@ type host struct {
 	bin    string // wrappers for this host, first in the scripts' PATH
 	vars   *testscript.Env
 	mapper string
+	files  string // open files that a daemon may have, "" for any number
 	daemon *enginetest.Process
 	before enginetest.Snapshot // before the first daemon
 	named  map[string]enginetest.Snapshot
@@ -77,6 +78,9 @@ func (h *host) socket() string { return filepath.Join(pluginDir, h.driver+".sock
 
 func (h *host) stateDir() string { return filepath.Join(h.engine.Dir, "portolan") }
 
+// logFile has what all daemons of the script have said.
+func (h *host) logFile() string { return filepath.Join(h.engine.Dir, "portolan.log") }
+
 // export sets the scripts' environment.
 func (h *host) export(env *testscript.Env) {
 	vars := map[string]string{
@@ -85,6 +89,7 @@ func (h *host) export(env *testscript.Env) {
 		"DRIVER":             h.driver,
 		"PORTOLAN_SOCKET":    h.socket(),
 		"PORTOLAN_STATE_DIR": h.stateDir(),
+		"LOG":                h.logFile(),
 		"IMAGE":              image,
 		"HOST4":              enginetest.HostIPv4,
 		"HOST6":              enginetest.HostIPv6,
@@ -120,12 +125,15 @@ func (h *host) startDaemon(mapper string, flags ...string) error {
 	if mapper != "" {
 		h.mapper = mapper
 	}
-	args := append([]string{
-		"host", "portolan", "daemon", "--socket", h.socket(), "--state-dir", h.stateDir(),
-		"--mapper", h.mapper, "--log-level", "debug",
-	}, flags...)
+	args := []string{"host"}
+	if h.files != "" {
+		args = append(args, "prlimit", "--nofile="+h.files) // soft and hard
+	}
+	args = append(args, "portolan", "daemon", "--socket", h.socket(), "--state-dir", h.stateDir(),
+		"--mapper", h.mapper, "--log-level", "debug")
+	args = append(args, flags...)
 	var err error
-	h.daemon, err = enginetest.Start("portolan", filepath.Join(h.engine.Dir, "portolan.log"), h.command(args...))
+	h.daemon, err = enginetest.Start("portolan", h.logFile(), h.command(args...))
 	if err != nil {
 		return err
 	}

@@ -7,8 +7,10 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -74,22 +76,19 @@ func (c *cleanupConfig) withDaemon(ctx context.Context, daemon *client) error {
 		return err
 	}
 	nameOwners(ctx, endpoints)
-	var alive []string
-	for _, ep := range endpoints {
-		if ep.Sandbox == "" {
-			continue // created, and never joined
-		}
-		text := shortID(ep.ID)
-		if name := owner(ep).ContainerName; name != "" {
-			text += " (" + name + ")"
-		}
-		alive = append(alive, text)
-	}
-	if err := c.refuse(alive); err != nil {
-		return err
-	}
 	before, err := driver.Interfaces()
 	if err != nil {
+		return err
+	}
+	// The daemon knows of those whose interface is on its way into a container,
+	// and the kernel of those that a damaged state has lost.
+	alive := inContainers(before)
+	for _, ep := range endpoints {
+		if ep.Sandbox != "" {
+			alive[ep.ID] = owner(ep).ContainerName
+		}
+	}
+	if err := c.refuse(alive); err != nil {
 		return err
 	}
 	if err := daemon.cleanup(ctx); err != nil {
@@ -117,13 +116,7 @@ func (c *cleanupConfig) withoutDaemon(noDaemon error) error {
 	if err != nil {
 		return err
 	}
-	var alive []string
-	for _, i := range ours {
-		if i.InContainer {
-			alive = append(alive, shortID(i.Endpoint))
-		}
-	}
-	if err := c.refuse(alive); err != nil {
+	if err := c.refuse(inContainers(ours)); err != nil {
 		return err
 	}
 
@@ -156,12 +149,32 @@ func (c *cleanupConfig) withoutDaemon(noDaemon error) error {
 	return nil
 }
 
-func (c *cleanupConfig) refuse(alive []string) error {
+// inContainers are the IDs of endpoints whose containers would be cut off.
+func inContainers(ours []driver.Interface) map[string]string {
+	alive := make(map[string]string)
+	for _, i := range ours {
+		if i.InContainer {
+			alive[i.Endpoint] = ""
+		}
+	}
+	return alive
+}
+
+// refuse stops where there are endpoints in containers, whose names it shows.
+func (c *cleanupConfig) refuse(alive map[string]string) error {
 	if len(alive) == 0 || c.force {
 		return nil
 	}
+	var texts []string
+	for _, id := range slices.Sorted(maps.Keys(alive)) {
+		text := shortID(id)
+		if name := alive[id]; name != "" {
+			text += " (" + name + ")"
+		}
+		texts = append(texts, text)
+	}
 	return fmt.Errorf("containers are on Portolan's networks, by the endpoints %s; stop them, or cut them off with --force",
-		strings.Join(alive, ", "))
+		strings.Join(texts, ", "))
 }
 
 // stateDirs are those state folders that exist: the daemon's, and those of
@@ -171,6 +184,9 @@ func (c *cleanupConfig) stateDirs() []string {
 	if _, err := os.Stat(filepath.Join(c.stateDir, "lock")); err == nil {
 		dirs = append(dirs, c.stateDir)
 	}
+	if !isHostNamespace() {
+		return dirs
+	}
 	managed, _ := filepath.Glob(managedStates) // fails only on a bad pattern
 	for _, dir := range managed {
 		if isState(filepath.Join(dir, "state.json")) {
@@ -178,6 +194,17 @@ func (c *cleanupConfig) stateDirs() []string {
 		}
 	}
 	return dirs
+}
+
+// isHostNamespace says whether this is the network namespace of the machine's
+// own engine, which is init's, as far as that can be known.
+func isHostNamespace() bool {
+	ours, err := os.Stat("/proc/thread-self/ns/net")
+	if err != nil {
+		return true
+	}
+	init, err := os.Stat("/proc/1/ns/net")
+	return err != nil || os.SameFile(ours, init)
 }
 
 // isState says whether a file is a state of ours. Other plugins may well have a

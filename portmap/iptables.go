@@ -202,6 +202,22 @@ func (m *IPTables) Guard(ipv4, ipv6 bool) error {
 	return nil
 }
 
+// Guarded implements Mapper.
+func (m *IPTables) Guarded() (ipv4, ipv6 bool, err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, t := range m.tools {
+		r, err := t.read()
+		if err != nil {
+			return false, false, err
+		}
+		if len(r[iptChain{"filter", iptPrefix + "GUARD"}]) > 0 {
+			ipv4, ipv6 = ipv4 || t.is4, ipv6 || !t.is4
+		}
+	}
+	return ipv4, ipv6, nil
+}
+
 // Check implements Mapper. It counts rules; it does not read them, as every
 // version of iptables prints some of them in words of its own.
 func (m *IPTables) Check() (repaired bool, err error) {

@@ -33,6 +33,9 @@ type Mapper interface {
 	// ours nor established: what Docker's FORWARD policy DROP does, for hosts
 	// where Portolan turned on forwarding.
 	Guard(ipv4, ipv6 bool) error
+	// Guarded is for which families Guard's rules are in the kernel, whoever
+	// has set them: an earlier process, before Load.
+	Guarded() (ipv4, ipv6 bool, err error)
 	// Check compares the kernel with the mirror and repairs what is missing.
 	// It says whether anything was.
 	Check() (repaired bool, err error)

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/google/nftables"
+	"golang.org/x/sys/unix"
 )
 
 // NFTables is the Mapper on nftables, over netlink, without the nft program.
@@ -263,6 +264,21 @@ func (m *NFTables) Guard(ipv4, ipv6 bool) error {
 	}
 	m.guard4, m.guard6 = ipv4, ipv6
 	return nil
+}
+
+// Guarded implements Mapper.
+func (m *NFTables) Guarded() (ipv4, ipv6 bool, err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	rules, err := m.conn.GetRules(m.conn.table, &nftables.Chain{Name: "guard", Table: m.conn.table})
+	if errors.Is(err, unix.ENOENT) {
+		return false, false, nil
+	}
+	for _, r := range rules {
+		ipv4 = ipv4 || isOfFamily(r, true)
+		ipv6 = ipv6 || isOfFamily(r, false)
+	}
+	return ipv4, ipv6, err
 }
 
 // Close implements Mapper.

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net/netip"
+	"reflect"
 	"strings"
 
 	"github.com/google/nftables"
@@ -86,6 +87,11 @@ func stmtFamily(is4 bool) nftStmt {
 		return metaCmp(expr.MetaKeyNFPROTO, expr.CmpOpEq, []byte{unix.NFPROTO_IPV4}, "meta nfproto ipv4")
 	}
 	return metaCmp(expr.MetaKeyNFPROTO, expr.CmpOpEq, []byte{unix.NFPROTO_IPV6}, "meta nfproto ipv6")
+}
+
+// isOfFamily says whether a rule of the kernel's begins with stmtFamily.
+func isOfFamily(r *nftables.Rule, is4 bool) bool {
+	return len(r.Exprs) >= 2 && reflect.DeepEqual(r.Exprs[:2], stmtFamily(is4).exprs)
 }
 
 func stmtL4(p Proto) nftStmt {

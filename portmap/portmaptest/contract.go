@@ -312,6 +312,9 @@ func guard(t *testing.T, m portmap.Mapper) {
 	require.NoError(t, m.Map(a))
 	for _, on := range []struct{ v4, v6 bool }{{true, false}, {true, true}, {true, true}, {false, true}, {false, false}} {
 		require.NoError(t, m.Guard(on.v4, on.v6))
+		v4, v6, err := m.Guarded()
+		require.NoError(t, err)
+		require.Equal(t, on, struct{ v4, v6 bool }{v4, v6})
 		repaired, err := m.Check()
 		require.NoError(t, err)
 		require.False(t, repaired)

@@ -126,7 +126,7 @@ func (f *Fake) Unmap(endpoint string) error {
 	return nil
 }
 
-// Guard is remembered for Guarded.
+// Guard implements Mapper.
 func (f *Fake) Guard(ipv4, ipv6 bool) error {
 	if err := f.fail("Guard", portmap.Publication{}); err != nil {
 		return err
@@ -195,10 +195,13 @@ func (f *Fake) Publications() []portmap.Publication {
 }
 
 // Guarded is what Guard was last told.
-func (f *Fake) Guarded() (ipv4, ipv6 bool) {
+func (f *Fake) Guarded() (ipv4, ipv6 bool, err error) {
+	if err := f.fail("Guarded", portmap.Publication{}); err != nil {
+		return false, false, err
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.guard4, f.guard6
+	return f.guard4, f.guard6, nil
 }
 
 func (f *Fake) fail(op string, p portmap.Publication) error {
