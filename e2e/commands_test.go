@@ -22,6 +22,8 @@ import (
 //	daemon start [FLAGS…]       start the daemon; also stop, kill and restart
 //	daemon files N              daemons that start from now on may open N files
 //	engine restart              restart dockerd; also start, stop, kill, live-restore
+//	shim start [FLAGS…]         start the shim at $SHIM; also stop, restart and kill
+//	both [-json] PROGRAM ARGS…  straight and by the shim: the same, but for ports
 //	capture VAR PROGRAM ARGS…   set VAR to what it prints
 //	hostport VAR NAME PORT      set VAR to the host port of NAME's PORT, as 53/udp
 //	ports FILE                  portolan ls has these PORTS, in this order
@@ -38,6 +40,8 @@ var commands = map[string]func(*testscript.TestScript, bool, []string){
 	"settings": settings,
 	"snapshot": snapshot,
 	"same":     same,
+	"shim":     shim,
+	"both":     both,
 }
 
 // patience is how long scripts wait for what must come.
@@ -65,7 +69,7 @@ func until(ts *testscript.TestScript, neg bool, args []string) {
 	err := enginetest.Poll(patience, func() error {
 		stdout.Reset()
 		stderr.Reset()
-		cmd := h.command(args...)
+		cmd := h.commandOf(ts, args...)
 		cmd.Stdout, cmd.Stderr = &stdout, &stderr
 		err := cmd.Run()
 		switch {
@@ -130,14 +134,14 @@ func capture(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) < 2 {
 		ts.Fatalf("usage: capture VAR PROGRAM ARGS…")
 	}
-	out, err := hostOf(ts).command(args[1:]...).Output()
+	out, err := hostOf(ts).commandOf(ts, args[1:]...).Output()
 	ts.Check(err)
 	ts.Setenv(args[0], strings.TrimSpace(string(out)))
 }
 
 // networkSettings are those of portolan inspect NAME, an element an endpoint.
 func networkSettings(ts *testscript.TestScript, name string) []json.RawMessage {
-	out, err := hostOf(ts).command("portolan", "inspect", name).Output()
+	out, err := hostOf(ts).commandOf(ts, "portolan", "inspect", name).Output()
 	ts.Check(err)
 	var found []struct{ NetworkSettings json.RawMessage }
 	ts.Check(json.Unmarshal(out, &found))
@@ -182,7 +186,7 @@ func settings(ts *testscript.TestScript, neg bool, args []string) {
 
 func ports(ts *testscript.TestScript, neg bool, args []string) {
 	arguments(ts, neg, args, "FILE")
-	out, err := hostOf(ts).command("portolan", "ls").Output()
+	out, err := hostOf(ts).commandOf(ts, "portolan", "ls").Output()
 	ts.Check(err)
 	var got []string
 	for line := range strings.Lines(string(out)) {

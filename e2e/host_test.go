@@ -36,6 +36,7 @@ type host struct {
 	mapper string
 	files  string // open files that a daemon may have, "" for any number
 	daemon *enginetest.Process
+	shim   *enginetest.Process
 	before enginetest.Snapshot // before the first daemon
 	named  map[string]enginetest.Snapshot
 }
@@ -90,6 +91,8 @@ func (h *host) export(env *testscript.Env) {
 		"PORTOLAN_SOCKET":    h.socket(),
 		"PORTOLAN_STATE_DIR": h.stateDir(),
 		"LOG":                h.logFile(),
+		"SHIM":               "unix://" + h.shimSocket(),
+		"SHIMLOG":            h.shimLog(),
 		"IMAGE":              image,
 		"HOST4":              enginetest.HostIPv4,
 		"HOST6":              enginetest.HostIPv6,
@@ -113,6 +116,15 @@ func (h *host) setenv(name, value string) { h.vars.Setenv(name, value) }
 func (h *host) command(args ...string) *exec.Cmd {
 	cmd := exec.Command("env", args...)
 	cmd.Env = append(os.Environ(), h.vars.Vars...)
+	return cmd
+}
+
+// commandOf is command with those variables that scripts change.
+func (h *host) commandOf(ts *testscript.TestScript, args ...string) *exec.Cmd {
+	cmd := h.command(args...)
+	for _, name := range []string{"DOCKER_HOST", "PORTOLAN_SOCKET"} {
+		cmd.Env = append(cmd.Env, name+"="+ts.Getenv(name))
+	}
 	return cmd
 }
 

@@ -41,7 +41,6 @@ func readBody(r *http.Request) (d doc, root span, ok bool) {
 func replaceBody(r *http.Request, text []byte) {
 	r.Body = readCloser{bytes.NewReader(text), r.Body}
 	r.ContentLength = int64(len(text))
-	r.TransferEncoding = nil
 }
 
 // createNetwork answers POST /networks/create: the driver is the installed

@@ -16,8 +16,9 @@ import (
 // idleTime is how long an unused connection to the engine is kept.
 const idleTime = 30 * time.Second
 
-// ioSize is the size of buffers. Larger ones save no time with unix sockets,
-// whose own are of about that size.
+// ioSize is the size in bytes of buffers that bodies go through. docker save is
+// 5 % slower with half of it, and no faster with twice as much: a unix socket
+// holds about that.
 const ioSize = 128 << 10
 
 // The answers of the engine that a caller tells apart.
@@ -38,6 +39,8 @@ type engine struct {
 func newEngine(socket string) *engine {
 	e := &engine{socket: socket}
 	e.kept, e.fresh = e.transport(), e.transport()
+	e.kept.ReadBufferSize = ioSize   // downloads are GETs,
+	e.fresh.WriteBufferSize = ioSize // and uploads are not
 	e.fresh.DisableKeepAlives = true
 	return e
 }
@@ -49,8 +52,6 @@ func (e *engine) transport() *http.Transport {
 		MaxIdleConnsPerHost:   16,
 		IdleConnTimeout:       idleTime,
 		ExpectContinueTimeout: time.Second,
-		ReadBufferSize:        ioSize,
-		WriteBufferSize:       ioSize,
 	}
 }
 

@@ -1,10 +1,10 @@
 package shim
 
 import (
-	"bytes"
 	"cmp"
 	"encoding/json"
 	"maps"
+	"net/netip"
 	"slices"
 
 	"github.com/portolan/portolan/portmap"
@@ -17,18 +17,21 @@ func editInspect(body []byte, endpoints map[string]Endpoint) []byte {
 	if !ok {
 		return nil
 	}
-	ours := d.endpointsOf(root, endpoints)
+	settings, ok := d.get(root, "NetworkSettings")
+	if !ok {
+		return nil
+	}
+	ours := d.endpoints(settings, endpoints)
 	if len(ours) == 0 {
 		return nil
 	}
-	settings, _ := d.get(root, "NetworkSettings") // the endpoints were in it
 	at, ports, ok := d.bindings(settings)
 	if !ok {
 		return nil
 	}
 	mappings := mappingsOf(ports)
 	for _, ep := range ours {
-		ports = append(ports, portsOf(ep)...)
+		ports = appendPorts(ports, ep)
 		mappings = append(mappings, ep.Mappings...)
 	}
 	text, err := bindingsText(merge(ports))
@@ -72,8 +75,10 @@ func (d doc) bindings(settings span) (at span, ports []port, ok bool) {
 				return at, nil, false
 			}
 			p := exposed
-			p.published, p.host, p.raw = true, binding.HostIP, raw
-			p.public, _ = parsePort(binding.HostPort) // it has none on a routed network
+			p.published, p.raw = true, raw
+			// A network without NAT has neither.
+			p.host, _ = netip.ParseAddr(binding.HostIP)
+			p.public, _ = parsePort(binding.HostPort)
 			ports = append(ports, p)
 		}
 		if len(ports) == n {
@@ -100,28 +105,24 @@ func bindingsText(ports []port) ([]byte, error) {
 	for _, p := range ports {
 		byKey[p.key()] = append(byKey[p.key()], p)
 	}
-	var text bytes.Buffer
+	text := []byte{'{'}
 	for i, key := range slices.Sorted(maps.Keys(byKey)) {
-		text.WriteByte("{,"[min(i, 1)])
+		if i > 0 {
+			text = append(text, ',')
+		}
 		quoted, err := json.Marshal(key)
 		if err != nil {
 			return nil, err
 		}
-		text.Write(quoted)
-		text.WriteByte(':')
+		text = append(append(text, quoted...), ':')
 		if !byKey[key][0].published {
-			text.WriteString("null")
+			text = append(text, "null"...)
 			continue
 		}
 		for j, p := range byKey[key] {
-			text.WriteByte("[,"[min(j, 1)])
-			p.writeBinding(&text)
+			text = p.appendBinding(append(text, "[,"[min(j, 1)]))
 		}
-		text.WriteByte(']')
+		text = append(text, ']')
 	}
-	if text.Len() == 0 {
-		text.WriteByte('{')
-	}
-	text.WriteByte('}')
-	return text.Bytes(), nil
+	return append(text, '}'), nil
 }

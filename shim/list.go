@@ -1,9 +1,9 @@
 package shim
 
 import (
-	"bytes"
 	"encoding/json"
 	"net/http"
+	"net/netip"
 )
 
 // list answers GET /containers/json.
@@ -37,7 +37,7 @@ func editList(body []byte, endpoints map[string]Endpoint) []byte {
 	if !ok {
 		return nil
 	}
-	return d.applyAny(d.fillContainers(root, endpoints))
+	return d.apply(d.fillContainers(root, endpoints))
 }
 
 // editDiskUsage does the same for GET /system/df, which has its containers in
@@ -58,27 +58,23 @@ func editDiskUsage(body []byte, endpoints map[string]Endpoint) []byte {
 			}
 		}
 	}
-	return d.applyAny(edits)
+	return d.apply(edits)
 }
 
 // fillContainers are the edits for a list of containers.
 func (d doc) fillContainers(list span, endpoints map[string]Endpoint) (edits []edit) {
+	var memory []port // of one container after the other
 	for c := range d.elements(list) {
-		if e, ok := d.fillContainer(c, endpoints); ok {
-			edits = append(edits, e)
+		at, ports := d.known(memory[:0], c, endpoints)
+		if len(ports) == 0 || at == (span{}) {
+			continue
+		}
+		memory = ports
+		if ports, ok := d.appendSummaries(ports, at); ok {
+			edits = append(edits, edit{at, summariesText(merge(ports))})
 		}
 	}
 	return edits
-}
-
-// fillContainer is the edit for one of them; ok is false where none is needed.
-func (d doc) fillContainer(c span, endpoints map[string]Endpoint) (e edit, ok bool) {
-	ours := d.portsOf(c, endpoints)
-	if len(ours) == 0 {
-		return edit{}, false
-	}
-	at, ports, ok := d.summaries(c)
-	return edit{at, summariesText(merge(append(ports, ours...)))}, ok
 }
 
 // selectList is a list of the containers that sel chooses, with their ports, as
@@ -89,15 +85,19 @@ func selectList(body []byte, endpoints map[string]Endpoint, sel *selection) []by
 		return nil
 	}
 	var kept []byte
+	var memory []port
 	n := 0
 	for c := range d.elements(root) {
-		at, ports, ok := d.summaries(c)
+		at, ours := d.known(memory[:0], c, endpoints)
+		if at == (span{}) {
+			return nil
+		}
+		ports, ok := d.appendSummaries(ours, at)
 		if !ok {
 			return nil
 		}
-		ours := d.portsOf(c, endpoints)
-		ports = merge(append(ports, ours...))
-		if !sel.matches(ports) {
+		memory = ports
+		if ports = merge(ports); !sel.matches(ports) {
 			continue
 		}
 		if n++; sel.limit > 0 && n > sel.limit {
@@ -117,12 +117,30 @@ func selectList(body []byte, endpoints map[string]Endpoint, sel *selection) []by
 	return d.apply([]edit{{span{root.from + 1, root.to - 1}, kept}})
 }
 
-// summaries are the ports that a list has of a container, and where. Their texts
-// stay as they are.
-func (d doc) summaries(c span) (at span, ports []port, ok bool) {
-	if at, ok = d.get(c, "Ports"); !ok {
-		return at, nil, false
+// known appends the ports that the daemon knows of a container in a list, and
+// says where that has its Ports, at the zero span where it has none.
+func (d doc) known(ports []port, c span, endpoints map[string]Endpoint) (at span, all []port) {
+	var settings span
+	for key, value := range d.members(c) {
+		switch {
+		case d.isKey(key, "Ports"):
+			at = value
+		case d.isKey(key, "NetworkSettings"):
+			settings = value
+		}
 	}
+	if settings == (span{}) {
+		return at, ports
+	}
+	for _, ep := range d.endpoints(settings, endpoints) {
+		ports = appendPorts(ports, ep)
+	}
+	return at, ports
+}
+
+// appendSummaries appends the ports that a list has of a container. Their texts
+// stay as they are.
+func (d doc) appendSummaries(ports []port, at span) (all []port, ok bool) {
 	for s := range d.elements(at) {
 		var p struct {
 			IP          string
@@ -132,25 +150,24 @@ func (d doc) summaries(c span) (at span, ports []port, ok bool) {
 		}
 		raw := d.text(s)
 		if json.Unmarshal(raw, &p) != nil {
-			return at, nil, false
+			return nil, false
 		}
+		host, _ := netip.ParseAddr(p.IP) // there is none if it is only exposed
 		ports = append(ports, port{
-			private: p.PrivatePort, proto: p.Type, host: p.IP, public: p.PublicPort,
+			private: p.PrivatePort, proto: p.Type, host: host, public: p.PublicPort,
 			published: p.IP != "" || p.PublicPort != 0, raw: raw,
 		})
 	}
-	return at, ports, true
+	return ports, true
 }
 
 func summariesText(ports []port) []byte {
-	var text bytes.Buffer
-	text.WriteByte('[')
+	text := append(make([]byte, 0, 80*len(ports)), '[')
 	for i, p := range ports {
 		if i > 0 {
-			text.WriteByte(',')
+			text = append(text, ',')
 		}
-		p.writeSummary(&text)
+		text = p.appendSummary(text)
 	}
-	text.WriteByte(']')
-	return text.Bytes()
+	return append(text, ']')
 }

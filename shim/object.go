@@ -31,8 +31,12 @@ func parse(body []byte) (d doc, root span, ok bool) {
 	return d, d.value(0), true
 }
 
-// apply returns the text with edits, which do not overlap and are in order.
+// apply returns the text with edits, which do not overlap and are in order; nil
+// where there are none.
 func (d doc) apply(edits []edit) []byte {
+	if len(edits) == 0 {
+		return nil
+	}
 	size := len(d)
 	for _, e := range edits {
 		size += len(e.text)
@@ -44,14 +48,6 @@ func (d doc) apply(edits []edit) []byte {
 		at = e.to
 	}
 	return append(out, d[at:]...)
-}
-
-// applyAny is apply, or nil where there is no edit.
-func (d doc) applyAny(edits []edit) []byte {
-	if len(edits) == 0 {
-		return nil
-	}
-	return d.apply(edits)
 }
 
 func (d doc) text(s span) []byte { return d[s.from:s.to] }
@@ -97,7 +93,7 @@ func (d doc) get(s span, path ...string) (value span, ok bool) {
 	for _, name := range path {
 		s, ok = value, false
 		for k, v := range d.members(s) {
-			if key, _ := d.str(k); strings.EqualFold(key, name) {
+			if d.isKey(k, name) {
 				value, ok = v, true
 			}
 		}
@@ -106,6 +102,15 @@ func (d doc) get(s span, path ...string) (value span, ok bool) {
 		}
 	}
 	return value, true
+}
+
+func (d doc) isKey(key span, name string) bool {
+	raw := d[key.from+1 : key.to-1]
+	if bytes.IndexByte(raw, '\\') < 0 {
+		return bytes.EqualFold(raw, []byte(name))
+	}
+	text, _ := d.str(key)
+	return strings.EqualFold(text, name)
 }
 
 // str decodes a string; ok is false for anything else.
@@ -163,12 +168,14 @@ func (d doc) value(i int) span {
 
 // endOfString is behind the closing quote of the string that begins at i.
 func (d doc) endOfString(i int) int {
-	for i++; d[i] != '"'; i++ {
-		if d[i] == '\\' {
-			i++
+	for i++; ; i += 2 { // from behind an escape to behind the next
+		end := i + bytes.IndexByte(d[i:], '"')
+		escape := bytes.IndexByte(d[i:end], '\\')
+		if escape < 0 {
+			return end + 1
 		}
+		i += escape
 	}
-	return i + 1
 }
 
 // next is the start of what follows a value: another one, or the bracket.

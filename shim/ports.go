@@ -1,9 +1,7 @@
 package shim
 
 import (
-	"bytes"
 	"cmp"
-	"fmt"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -18,7 +16,7 @@ type port struct {
 	private   uint16
 	proto     string
 	published bool
-	host      string // address; empty for a port that is only exposed
+	host      netip.Addr // the zero Addr for a port that is only exposed
 	public    uint16
 	raw       []byte // as the engine has written it; nil for ours
 }
@@ -26,17 +24,17 @@ type port struct {
 // protos are Docker's names.
 var protos = map[string]portmap.Proto{"tcp": portmap.TCP, "udp": portmap.UDP, "sctp": portmap.SCTP}
 
-// endpointsOf are those endpoints of a container, in a list or inspected, that
-// the daemon knows.
-func (d doc) endpointsOf(c span, endpoints map[string]Endpoint) (ours []Endpoint) {
-	networks, ok := d.get(c, "NetworkSettings", "Networks")
+// endpoints are those of a container's NetworkSettings, in a list or inspected,
+// that the daemon knows.
+func (d doc) endpoints(settings span, all map[string]Endpoint) (ours []Endpoint) {
+	networks, ok := d.get(settings, "Networks")
 	if !ok {
 		return nil
 	}
 	for _, n := range d.members(networks) {
 		if id, ok := d.get(n, "EndpointID"); ok {
 			text, _ := d.str(id)
-			if ep, known := endpoints[text]; known {
+			if ep, known := all[text]; known {
 				ours = append(ours, ep)
 			}
 		}
@@ -44,77 +42,73 @@ func (d doc) endpointsOf(c span, endpoints map[string]Endpoint) (ours []Endpoint
 	return ours
 }
 
-// portsOf are the ports that the daemon knows of a container.
-func (d doc) portsOf(c span, endpoints map[string]Endpoint) (ports []port) {
-	for _, ep := range d.endpointsOf(c, endpoints) {
-		ports = append(ports, portsOf(ep)...)
+// appendPorts appends the ports of an endpoint, unsorted.
+func appendPorts(ports []port, ep Endpoint) []port {
+	n := len(ep.Exposed)
+	for _, m := range ep.Mappings {
+		n += 2 * m.Len()
 	}
-	return ports
-}
-
-// portsOf are the ports of an endpoint, unsorted.
-func portsOf(ep Endpoint) (ports []port) {
+	ports = slices.Grow(ports, n)
 	for _, e := range ep.Exposed {
 		ports = append(ports, port{private: e.Port, proto: e.Proto.String()})
 	}
 	for _, m := range ep.Mappings {
+		proto := m.Proto.String()
 		for _, a := range ep.HostIPs(m) {
 			for i := range uint16(m.Len()) {
-				ports = append(ports, port{
-					private: m.Port + i, proto: m.Proto.String(),
-					published: true, host: a.String(), public: m.HostPort + i,
-				})
+				ports = append(ports, port{private: m.Port + i, proto: proto, published: true, host: a, public: m.HostPort + i})
 			}
 		}
 	}
 	return ports
 }
 
-// merge sorts ports by private port, protocol, address and public port. Of two
-// that say the same the first stays, and of a port that is published nothing
-// says that it is only exposed: the engine's report of one network does not know
-// of another's.
+// merge sorts ports, in place, by private port, protocol, address and public
+// port. Of two that say the same the engine's stays, and of a port that is
+// published nothing says that it is only exposed: the engine's report of one
+// network does not know of another's.
 func merge(ports []port) []port {
-	slices.SortStableFunc(ports, port.compare)
+	slices.SortFunc(ports, func(a, b port) int {
+		if c := a.compare(b); c != 0 {
+			return c
+		}
+		return cmp.Compare(len(b.raw), len(a.raw))
+	})
 	merged := ports[:0]
-	for i, p := range ports {
-		if !p.published && slices.ContainsFunc(ports[i+1:min(i+2, len(ports))], p.samePrivate) {
-			continue // the same again, or published: that sorts behind
+	for _, p := range ports {
+		switch n := len(merged); {
+		case n == 0 || !merged[n-1].samePrivate(p):
+			merged = append(merged, p)
+		case merged[n-1].compare(p) == 0:
+		case !merged[n-1].published:
+			merged[n-1] = p
+		default:
+			merged = append(merged, p)
 		}
-		if len(merged) > 0 && p.published && merged[len(merged)-1].compare(p) == 0 {
-			continue
-		}
-		merged = append(merged, p)
 	}
 	return merged
 }
 
 func (p port) samePrivate(q port) bool { return p.private == q.private && p.proto == q.proto }
 
+// compare puts a port that is only exposed before the same one published.
 func (p port) compare(q port) int {
-	if p.published != q.published && p.samePrivate(q) {
+	if c := cmp.Compare(p.private, q.private); c != 0 {
+		return c
+	}
+	if c := strings.Compare(p.proto, q.proto); c != 0 {
+		return c
+	}
+	if p.published != q.published {
 		if q.published {
 			return -1
 		}
 		return 1
 	}
-	return cmp.Or(
-		cmp.Compare(p.private, q.private),
-		strings.Compare(p.proto, q.proto),
-		compareAddr(p.host, q.host),
-		cmp.Compare(p.public, q.public),
-	)
-}
-
-// compareAddr sorts as netip does, IPv4 first, and what is no address before
-// that.
-func compareAddr(a, b string) int {
-	if a == b {
-		return 0
+	if c := p.host.Compare(q.host); c != 0 {
+		return c
 	}
-	x, _ := netip.ParseAddr(a)
-	y, _ := netip.ParseAddr(b)
-	return cmp.Or(x.Compare(y), strings.Compare(a, b))
+	return cmp.Compare(p.public, q.public)
 }
 
 // key is the port in the words of docker inspect, as 53/udp.
@@ -132,23 +126,29 @@ func parsePort(number string) (uint16, error) {
 	return uint16(n), err
 }
 
-// writeSummary writes a port as GET /containers/json has it.
-func (p port) writeSummary(b *bytes.Buffer) {
-	switch {
-	case p.raw != nil:
-		b.Write(p.raw)
-	case p.published:
-		fmt.Fprintf(b, `{"IP":"%s","PrivatePort":%d,"PublicPort":%d,"Type":"%s"}`, p.host, p.private, p.public, p.proto)
-	default:
-		fmt.Fprintf(b, `{"PrivatePort":%d,"Type":"%s"}`, p.private, p.proto)
+// appendSummary appends a port as GET /containers/json has it.
+func (p port) appendSummary(b []byte) []byte {
+	if p.raw != nil {
+		return append(b, p.raw...)
 	}
+	b = append(b, '{')
+	if p.published {
+		b = append(p.host.AppendTo(append(b, `"IP":"`...)), `",`...)
+	}
+	b = strconv.AppendUint(append(b, `"PrivatePort":`...), uint64(p.private), 10)
+	if p.published {
+		b = strconv.AppendUint(append(b, `,"PublicPort":`...), uint64(p.public), 10)
+	}
+	b = append(append(b, `,"Type":"`...), p.proto...)
+	return append(b, `"}`...)
 }
 
-// writeBinding writes a published port as NetworkSettings.Ports has it.
-func (p port) writeBinding(b *bytes.Buffer) {
+// appendBinding appends a published port as NetworkSettings.Ports has it.
+func (p port) appendBinding(b []byte) []byte {
 	if p.raw != nil {
-		b.Write(p.raw)
-		return
+		return append(b, p.raw...)
 	}
-	fmt.Fprintf(b, `{"HostIp":"%s","HostPort":"%d"}`, p.host, p.public)
+	b = p.host.AppendTo(append(b, `{"HostIp":"`...))
+	b = strconv.AppendUint(append(b, `","HostPort":"`...), uint64(p.public), 10)
+	return append(b, `"}`...)
 }

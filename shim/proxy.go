@@ -24,6 +24,9 @@ var errLeft = errors.New("a response that cannot be edited")
 func (s *Shim) forward(w http.ResponseWriter, r *http.Request, rw *rewrite) {
 	// Neither is made up where the engine has sent none.
 	w.Header()["Content-Type"], w.Header()["Date"] = nil, nil
+	// The engine may answer while it reads, as docker load's progress does. A
+	// server would otherwise drop the rest of the body. HTTP/1 has it.
+	_ = http.NewResponseController(w).EnableFullDuplex()
 	body := &clientBody{ReadCloser: r.Body}
 	in := *r
 	in.Body = body

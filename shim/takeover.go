@@ -100,8 +100,18 @@ func (d doc) publishesOnBridge(root span) bool {
 	if !ok || !slices.Contains(bridgeModes, mode) || d.isSet(host, "Links") || d.isSet(root, "NetworkDisabled") {
 		return false
 	}
-	_, both := d.get(root, "NetworkingConfig", "EndpointsConfig", defaultNetwork)
-	return !both
+	n := 0
+	if all, ok := d.get(root, "NetworkingConfig", "EndpointsConfig"); ok {
+		for key := range d.members(all) {
+			switch name, _ := d.str(key); name {
+			case defaultNetwork:
+				return false
+			case "default", "bridge":
+				n++
+			}
+		}
+	}
+	return n <= 1 // or two would have the same name
 }
 
 // moveToDefault are the edits that put such a container on the default network,

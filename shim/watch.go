@@ -127,17 +127,20 @@ func readEvents(events io.Reader, todo *agenda) error {
 	}
 }
 
-// backoff waits longer each time.
-type backoff struct{ next time.Duration }
+// backoff is how long to wait before the next attempt: longer each time.
+type backoff struct{ last time.Duration }
 
-func (b *backoff) reset() { b.next = 0 }
+func (b *backoff) reset() { b.last = 0 }
+
+func (b *backoff) next() time.Duration {
+	b.last = min(max(2*b.last, firstRetry), lastRetry)
+	return b.last
+}
 
 // wait says whether the time is over, and not ctx.
 func (b *backoff) wait(ctx context.Context) bool {
-	b.next = min(max(b.next, firstRetry), lastRetry)
-	timer := time.NewTimer(b.next)
+	timer := time.NewTimer(b.next())
 	defer timer.Stop()
-	b.next *= 2
 	select {
 	case <-ctx.Done():
 		return false
