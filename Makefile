@@ -56,6 +56,11 @@ netns: deps ## tests in network namespaces of their own (root)
 e2e: deps plugin ## tests against private engines (root); ENGINE=/dir has their dockerd
 	go test -count=1 -timeout 15m $(E2E)
 
+.PHONY: compose
+compose: deps ## docker compose and buildx by the shim; builds both, minutes the first time
+	./scripts/compose.sh
+	go test -count=1 -timeout 15m -tags compose -run TestCompose ./e2e
+
 .PHONY: lint
 lint: ## golangci-lint, pinned, built from source
 	GOBIN='$(CURDIR)/build/tools' go install $(LINTER)

@@ -21,10 +21,12 @@ import (
 )
 
 // What the shim does does not depend on the mapper.
-func TestShim(t *testing.T) {
+func TestShim(t *testing.T) { runShim(t, "testdata/shim") }
+
+func runShim(t *testing.T, dir string) {
 	busybox, err := exec.LookPath("busybox")
 	require.NoError(t, err, "Debian's busybox-static has it")
-	run(t, "testdata/shim", func(h *host) error {
+	run(t, dir, func(h *host) error {
 		if err := h.engine.Load("busybox", busybox); err != nil {
 			return err
 		}
