@@ -103,14 +103,15 @@ type networkSettings struct {
 }
 
 func inspect(ep driver.EndpointInfo) inspection {
+	pub := portmap.Publication{Target: ep.Target, Mappings: ep.Mappings}
 	return inspection{
 		EndpointID:    ep.ID,
 		NetworkID:     ep.Network,
 		ContainerID:   owner(ep).ContainerID,
 		ContainerName: owner(ep).ContainerName,
 		NetworkSettings: networkSettings{
-			Ports:       portmap.Ports(portmap.Publication{Target: ep.Target, Mappings: ep.Mappings}, ep.Exposed),
-			PortMapping: portmap.PortMapping(ep.Mappings),
+			Ports:       portmap.Ports(pub, ep.Exposed),
+			PortMapping: portmap.PortMapping(pub.Published()),
 		},
 	}
 }

@@ -64,6 +64,17 @@ func (t Target) HostIPs(m Mapping) (addrs []netip.Addr) {
 	return addrs
 }
 
+// Published are the mappings that have a host port: those of a routed network
+// are open at the container's own address.
+func (p Publication) Published() (ms []Mapping) {
+	for _, m := range p.Mappings {
+		if len(p.HostIPs(m)) > 0 {
+			ms = append(ms, m)
+		}
+	}
+	return ms
+}
+
 // PortMapping is NetworkSettings.PortMapping as Docker had it in 2013: container
 // port to host port, as strings, by protocol. "Tcp" and "Udp" are always there,
 // "Sctp" where there is any. Of several host ports of one container port the

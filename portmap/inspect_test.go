@@ -65,3 +65,19 @@ func TestPortMapping(t *testing.T) {
 		})
 	}
 }
+
+func TestPublished(t *testing.T) {
+	v4, v6 := addr("172.20.0.2"), addr("fd20::2")
+	all := Mapping{Proto: TCP, HostPort: 8080, HostPortEnd: 8080, Port: 80}
+	one := Mapping{Proto: TCP, HostIP: addr("192.0.2.1"), HostPort: 8081, HostPortEnd: 8081, Port: 80}
+	for _, tt := range []struct {
+		target Target
+		want   []Mapping
+	}{
+		{Target{IPv4: v4, IPv6: v6}, []Mapping{all, one}},
+		{Target{IPv4: v4, IPv6: v6, Routed4: true}, []Mapping{all}},
+		{Target{IPv4: v4, IPv6: v6, Routed4: true, Routed6: true}, nil},
+	} {
+		require.Equal(t, tt.want, Publication{tt.target, []Mapping{all, one}}.Published())
+	}
+}

@@ -32,7 +32,7 @@ func editInspect(body []byte, endpoints map[string]Endpoint) []byte {
 	mappings := mappingsOf(ports)
 	for _, ep := range ours {
 		ports = appendPorts(ports, ep)
-		mappings = append(mappings, ep.Mappings...)
+		mappings = append(mappings, ep.Published()...)
 	}
 	text, err := bindingsText(merge(ports))
 	if err != nil {
