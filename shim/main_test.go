@@ -14,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -65,6 +66,7 @@ type rig struct {
 	// The paths of the two sockets.
 	engine, api string
 	stopEngine  func()
+	serving     atomic.Int32 // requests that the shim has not finished
 }
 
 // newRig starts an engine that is a handler. The daemon knows nothing.
@@ -88,8 +90,18 @@ func newRig(t testing.TB, engine http.HandlerFunc, change ...func(*Config)) *rig
 	if engine != nil {
 		r.startEngine(engine)
 	}
-	serve(t, r.api, &http.Server{Handler: r.shim.Handler()})
+	serve(t, r.api, &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		r.serving.Add(1)
+		defer r.serving.Add(-1)
+		r.shim.Handler().ServeHTTP(w, req)
+	})})
 	return r
+}
+
+// quiet waits until the shim has finished all requests.
+func (r *rig) quiet() {
+	r.t.Helper()
+	eventually(r.t, func() bool { return r.serving.Load() == 0 }, "the shim finishes")
 }
 
 // startEngine starts another engine after stopEngine. Like engine 29 it speaks

@@ -113,7 +113,6 @@ func TestOutputSurvivesInput(t *testing.T) {
 	r := newRig(t, hijacking(t, func(in io.Reader, c *net.UnixConn) {
 		_, err := bufio.NewReader(in).ReadString('\n')
 		assert.NoError(t, err)
-		assert.NoError(t, c.CloseRead())
 		_, err = io.WriteString(c, output)
 		assert.NoError(t, err)
 	}))
@@ -130,10 +129,32 @@ func TestOutputSurvivesInput(t *testing.T) {
 			}
 		}
 	}()
-	require.Error(t, receive(t, refused, "the client's input is refused, as by the engine"))
 	out, err := io.ReadAll(in)
 	require.NoError(t, err)
 	assert.Equal(t, len(rawRequests[2].seen)+1+len(output), len(out))
+	require.Error(t, receive(t, refused, "the client's input is refused, as by the engine"))
+}
+
+// A client is told that its input is wanted no more, whatever becomes of the
+// output.
+func TestInputRefused(t *testing.T) {
+	deaf, refused := make(chan bool), make(chan bool)
+	r := newRig(t, hijacking(t, func(_ io.Reader, c *net.UnixConn) {
+		assert.NoError(t, c.CloseRead())
+		close(deaf)
+		<-refused
+		fmt.Fprint(c, "output")
+	}))
+	c := dial(t, r.api)
+	in := bufio.NewReader(c)
+	fmt.Fprint(c, rawRequests[0].request)
+	readHead(t, in)
+	<-deaf
+	eventually(t, func() bool { _, err := io.WriteString(c, "y\n"); return err != nil }, "the input is refused")
+	close(refused)
+	out, err := io.ReadAll(in)
+	require.NoError(t, err)
+	assert.Equal(t, rawRequests[0].seen+"\noutput", string(out))
 }
 
 // Nor does input that has come too late: a unix socket that is closed with
@@ -144,13 +165,7 @@ func TestNoReset(t *testing.T) {
 		<-full
 		fmt.Fprint(c, "all of it")
 	}))
-	ended := make(chan bool, 1)
-	path := r.api + "2"
-	serve(t, path, &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
-		r.shim.Handler().ServeHTTP(w, req)
-		ended <- true
-	})})
-	c := dial(t, path)
+	c := dial(t, r.api)
 	in := bufio.NewReader(c)
 	fmt.Fprint(c, rawRequests[2].request)
 	readHead(t, in)
@@ -163,7 +178,7 @@ func TestNoReset(t *testing.T) {
 		}
 	}
 	close(full)
-	receive(t, ended, "the shim ends the connection")
+	r.quiet()
 	out, err := io.ReadAll(in)
 	require.NoError(t, err)
 	assert.Equal(t, rawRequests[2].seen+"\nall of it", string(out))
