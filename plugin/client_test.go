@@ -117,11 +117,15 @@ func TestADaemonOfAnotherNamespaceIsNotOurs(t *testing.T) {
 	d := newFakeDaemon(t)
 	assert.False(t, isElsewhere(d.socket))
 	assert.False(t, isElsewhere(d.socket+".none"))
+	// A namespace is the main thread's, which may just be the one that enters
+	// the other one; it does so once.
 	elsewhere := false
-	require.NoError(t, netnstest.NewHost(t).Do(func() error {
-		elsewhere = isElsewhere(d.socket)
-		return nil
-	}))
+	for range 2 {
+		require.NoError(t, netnstest.NewHost(t).Do(func() error {
+			elsewhere = elsewhere || isElsewhere(d.socket)
+			return nil
+		}))
+	}
 	assert.True(t, elsewhere)
 }
 
