@@ -80,7 +80,15 @@ func (s *Shim) tellOwners(ctx context.Context, all bool, ids []string) error {
 	}
 	var errs []error
 	for _, c := range containers {
-		owner := Owner{c.ID, c.name()}
+		name, err := s.engine.name(ctx, c)
+		if errors.Is(err, errNotFound) {
+			continue // gone
+		}
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		owner := Owner{c.ID, name}
 		for _, n := range c.NetworkSettings.Networks {
 			ep, ours := known[n.EndpointID]
 			if !ours || ep.Owner == owner {
@@ -103,15 +111,27 @@ type listed struct {
 	}
 }
 
-// name is the container's own. One that others link to is also listed as
-// /other/alias.
-func (c listed) name() string {
+// names are the container's own: one, or two while it is being renamed. A
+// container that others link to is also listed as /other/alias.
+func (c listed) names() (own []string) {
 	for _, n := range c.Names {
 		if n = strings.TrimPrefix(n, "/"); !strings.Contains(n, "/") {
-			return n
+			own = append(own, n)
 		}
 	}
-	return ""
+	return own
+}
+
+// name is a container's name. The engine gives notice of a rename and lists the
+// old name beside the new one for a moment more; inspecting waits for its end.
+// The error wraps errNotFound where there is no such container any more.
+func (e *engine) name(ctx context.Context, c listed) (string, error) {
+	if own := c.names(); len(own) == 1 {
+		return own[0], nil
+	}
+	var inspected struct{ Name string }
+	err := e.get(ctx, "/containers/"+url.PathEscape(c.ID)+"/json", &inspected)
+	return strings.TrimPrefix(inspected.Name, "/"), err
 }
 
 // running are the containers that run, of those given unless that is nil.

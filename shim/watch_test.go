@@ -25,6 +25,7 @@ import (
 type watched struct {
 	mu          sync.Mutex                 // guards below
 	names       map[string]string          // of containers, by ID
+	renamed     map[string]string          // what was the name and is still listed, by ID
 	endpoints   map[string][]string        // of containers, by ID
 	past        []string                   // events, oldest first
 	times       []time.Time                // of past
@@ -35,7 +36,10 @@ type watched struct {
 }
 
 func newWatched(t *testing.T) (*rig, *watched) {
-	w := &watched{names: map[string]string{}, endpoints: map[string][]string{}, subscribers: map[chan string]bool{}, end: make(chan struct{})}
+	w := &watched{
+		names: map[string]string{}, renamed: map[string]string{}, endpoints: map[string][]string{},
+		subscribers: map[chan string]bool{}, end: make(chan struct{}),
+	}
 	return newRig(t, w.ServeHTTP), w
 }
 
@@ -80,6 +84,8 @@ func (w *watched) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 		w.events(rw, r)
 	case "/containers/json":
 		w.list(rw, r)
+	case "/containers/c3/json":
+		w.do(func() { writeJSON(rw, 200, fmt.Sprintf(`{"Name":"/%s"}`, w.names["c3"])) })
 	}
 }
 
@@ -106,8 +112,12 @@ func (w *watched) list(rw http.ResponseWriter, r *http.Request) {
 		for i, ep := range w.endpoints[id] {
 			networks[strconv.Itoa(i)] = map[string]string{"EndpointID": ep}
 		}
+		names := []string{"/other/" + w.names[id], "/" + w.names[id]}
+		if old, ok := w.renamed[id]; ok {
+			names = append([]string{"/" + old}, names...)
+		}
 		list = append(list, map[string]any{
-			"Id": id, "Names": []string{"/other/" + w.names[id], "/" + w.names[id]}, "NetworkSettings": map[string]any{"Networks": networks},
+			"Id": id, "Names": names, "NetworkSettings": map[string]any{"Networks": networks},
 		})
 	}
 	text, _ := json.Marshal(list)
@@ -182,7 +192,7 @@ func TestWatch(t *testing.T) {
 	r.owned("e3", "c3", "dns")
 
 	w.do(func() {
-		w.names["c3"] = "dns2"
+		w.names["c3"], w.renamed["c3"] = "dns2", "dns" // and the event comes before the old name goes
 		w.happen("container", "rename", "c3", map[string]string{"name": "dns2"})
 	})
 	r.owned("e3", "c3", "dns2")
