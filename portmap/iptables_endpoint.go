@@ -107,23 +107,31 @@ func iptRefuseRules(is4 bool, p Publication, m Mapping) []string {
 	if p.ProxyRemote || m.Proto == SCTP || m.HostIP.IsLoopback() {
 		return nil
 	}
-	with, local := "icmp6-port-unreachable", ""
+	ports := iptPorts(m.Proto, m.HostPort, m.HostPortEnd) + iptComment(p.Endpoint)
 	if is4 {
-		with, local = "icmp-port-unreachable", "-m addrtype --dst-type LOCAL "
+		if !m.Is4() || p.Routed4 || p.NAT4(m) {
+			return nil
+		}
+		return []string{iptTo(m) + ports + "-m addrtype --dst-type LOCAL " + iptReject("icmp-port-unreachable", m.Proto)}
 	}
-	if m.Proto == TCP {
-		with = "tcp-reset"
-	}
-	rest := iptPorts(m.Proto, m.HostPort, m.HostPortEnd) + iptComment(p.Endpoint) + local + "-j REJECT --reject-with " + with
+	// As in nftables, a reset may not find its way to a link-local address.
+	const linkLocal = "-s fe80::/10 " // it comes first in the kernel's own words
+	unreachable, reset := iptReject("icmp6-port-unreachable", UDP), iptReject("icmp6-port-unreachable", m.Proto)
 	switch {
-	case is4 && m.Is4() && !p.Routed4 && !p.NAT4(m), !is4 && m.Is6() && !p.Routed6 && !p.NAT6(m):
-		return []string{iptTo(m) + rest}
-	case is4 || !p.NAT6(m):
+	case !m.Is6() || p.Routed6:
 		return nil
-	case m.Wildcard():
-		return []string{"-s fe80::/10 " + rest, "-d fe80::/10 " + rest}
-	case m.HostIP.IsLinkLocalUnicast():
-		return []string{iptTo(m) + rest}
+	case p.NAT6(m) && m.Wildcard():
+		return []string{linkLocal + ports + unreachable, "-d fe80::/10 " + ports + reset}
+	case p.NAT6(m):
+		return []string{linkLocal + iptTo(m) + ports + unreachable}
 	}
-	return []string{"-s fe80::/10 " + iptTo(m) + rest} // -s comes first in the kernel's own words
+	return []string{linkLocal + iptTo(m) + ports + unreachable, iptTo(m) + ports + reset}
+}
+
+// iptReject refuses as a closed port does.
+func iptReject(unreachable string, p Proto) string {
+	if p == TCP {
+		unreachable = "tcp-reset"
+	}
+	return "-j REJECT --reject-with " + unreachable
 }

@@ -161,11 +161,13 @@ func TestIPTPlanChains(t *testing.T) {
 		{"shifted range, IPv6 address", iptNet, Publication{iptTarget, udpAt("2001:db8::1")}, false, "nat", "DNAT-3f2a91c04b7e", []string{
 			"-d 2001:db8::1/128 -p udp -m udp --dport 53:54 " + comment + " -j DNAT --to-destination [fd20::2]:1053-1054/53"}},
 		{"IPv6 of an IPv4-only container", iptNet, Publication{only4, tcp}, false, "filter", "REFUSE-3f2a91c04b7e", []string{
+			"-s fe80::/10 -p tcp -m tcp --dport 8080 " + comment + " -j REJECT --reject-with icmp6-port-unreachable",
 			"-p tcp -m tcp --dport 8080 " + comment + " -j REJECT --reject-with tcp-reset"}},
 		{"IPv6 wildcard of an IPv4-only container", iptNet, Publication{only4, udpAt("::")}, false, "filter", "REFUSE-3f2a91c04b7e", []string{
+			"-s fe80::/10 -p udp -m udp --dport 53:54 " + comment + " -j REJECT --reject-with icmp6-port-unreachable",
 			"-p udp -m udp --dport 53:54 " + comment + " -j REJECT --reject-with icmp6-port-unreachable"}},
 		{"link-local clients", iptNet, Publication{iptTarget, tcp}, false, "filter", "REFUSE-3f2a91c04b7e", []string{
-			"-s fe80::/10 -p tcp -m tcp --dport 8080 " + comment + " -j REJECT --reject-with tcp-reset",
+			"-s fe80::/10 -p tcp -m tcp --dport 8080 " + comment + " -j REJECT --reject-with icmp6-port-unreachable",
 			"-d fe80::/10 -p tcp -m tcp --dport 8080 " + comment + " -j REJECT --reject-with tcp-reset"}},
 		{"nobody can reach ::1", iptNet, Publication{only4, udpAt("::1")}, false, "filter", "REFUSE-3f2a91c04b7e", nil},
 		{"IPv4 is carried", iptNet, Publication{iptTarget, tcp}, true, "filter", "REFUSE-3f2a91c04b7e", nil},

@@ -165,6 +165,11 @@ func planBase() nftPart {
 		for _, p := range [...]Proto{TCP, UDP} {
 			name := hostOnlySet(p, is4)
 			sets = append(sets, nftSet{name, nftables.TypeInetService, nftables.SetDatatype{}, true})
+			if !is4 && p == TCP {
+				// The kernel looks for a reset's way without the interface, and a
+				// link-local address is at the end of any; an ICMPv6 error has it.
+				refuse = append(refuse, nftRule{saddr(false).in(linkLocal6), stmtDportIn(p, name), stmtReject(UDP)})
+			}
 			refuse = append(refuse, nftRule{stmtFamily(is4), stmtDportIn(p, name), stmtReject(p)})
 		}
 	}
