@@ -233,6 +233,16 @@ func requireReached(t *testing.T, ps ...probe) {
 	}
 }
 
+// requireRefused wants every probe refused, at once and with a message: silence
+// costs a client its patience.
+func requireRefused(t *testing.T, ps ...probe) {
+	t.Helper()
+	for _, p := range ps {
+		_, _, err := ask(p.from, p.network, p.to, answerWait)
+		require.ErrorIs(t, err, unix.ECONNREFUSED, "%s", p)
+	}
+}
+
 // requireSilent wants no answer to any of the probes, which are asked all at
 // once.
 func requireSilent(t *testing.T, ps ...probe) {

@@ -183,14 +183,14 @@ func proxyClients(l *lab) {
 	requireAnswered(l.T, netip.Addr{}, probes("neighbour", l.neighbour, 8080, lan4)...)
 	requireAnswered(l.T, netip.Addr{}, probes("host", here{}, 8080, local, lan6)...)
 	seen := len(reserved.seen())
-	requireSilent(l.T, probes("neighbour", l.neighbour, 8080, lan6, l.linkLocal())...)
-	requireSilent(l.T, probes("container", l.c4, 8080, lan6, net1.Gateway6)...)
+	requireRefused(l.T, probes("neighbour", l.neighbour, 8080, lan6, l.linkLocal())...)
+	requireRefused(l.T, probes("container", l.c4, 8080, lan6, net1.Gateway6)...)
 	require.Len(l.T, reserved.seen(), seen)
 
 	l.publish(publish(l, only6, both("8080->80")...))
 	requireAnswered(l.T, netip.Addr{}, probes("neighbour", l.neighbour, 8080, lan6)...)
 	requireAnswered(l.T, netip.Addr{}, probes("host", here{}, 8080, local, localhost4, lan4)...)
-	requireSilent(l.T, probes("neighbour", l.neighbour, 8080, lan4, l.linkLocal())...)
+	requireRefused(l.T, probes("neighbour", l.neighbour, 8080, lan4, l.linkLocal())...)
 
 	only4.ProxyRemote, only6.ProxyRemote = true, true
 	l.publish(publish(l, only4, both("8080->80")...))
@@ -200,7 +200,7 @@ func proxyClients(l *lab) {
 	requireAnswered(l.T, netip.Addr{}, probes("neighbour", l.neighbour, 8080, lan4)...)
 
 	l.publish(publish(l, target2, both("8080->80")...))
-	requireSilent(l.T, probes("neighbour", l.neighbour, 8080, l.linkLocal())...)
+	requireRefused(l.T, probes("neighbour", l.neighbour, 8080, l.linkLocal())...)
 	l.publish()
 	requireAnswered(l.T, netip.Addr{}, probes("neighbour to a port that nobody published", l.neighbour, 8080, lan4, lan6)...)
 }
