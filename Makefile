@@ -29,8 +29,9 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z][a-z0-9-]*:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: build
-build: ## bin/portolan, static
+build: ## bin/portolan, static, and bin/portolan-proxy, a link to it
 	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/portolan ./plugin
+	ln -sf portolan bin/portolan-proxy
 
 .PHONY: test
 test: unit netns e2e ## everything; installs what it needs on Debian and Ubuntu

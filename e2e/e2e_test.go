@@ -47,7 +47,7 @@ func build() error {
 			return fmt.Errorf("build %s: %w", name, err)
 		}
 	}
-	return nil
+	return os.Symlink("portolan", filepath.Join(programs, "portolan-proxy"))
 }
 
 func TestNFTables(t *testing.T) {
@@ -67,6 +67,16 @@ func TestManaged(t *testing.T) {
 		h.setenv("PLUGIN", plugin)
 		h.setenv("PORTOLAN_SOCKET", "") // the engine chooses it
 		return nil
+	})
+}
+
+// An engine may have our proxy in place of docker-proxy, for its own networks.
+func TestUserlandProxy(t *testing.T) {
+	run(t, "testdata/userland-proxy", func(h *host) error {
+		program := filepath.Join(programs, "portolan-proxy")
+		h.setenv("PROXY", program)
+		h.engine.Args = append(h.engine.Args, "--userland-proxy-path", program)
+		return h.engine.Restart()
 	})
 }
 

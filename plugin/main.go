@@ -2,7 +2,8 @@
 // and the command line that shows what it has published.
 //
 // `portolan daemon` is the driver. Every other command is a client of it, over
-// the unix socket on which it serves the engine.
+// the unix socket on which it serves the engine. Under the name portolan-proxy
+// the program is a docker-proxy.
 package main
 
 import (
@@ -11,6 +12,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -20,6 +22,9 @@ import (
 var version = "dev"
 
 func main() {
+	if filepath.Base(os.Args[0]) == proxyName {
+		os.Exit(runProxy(context.Background(), os.Args[1:], os.Stdout, os.Stderr))
+	}
 	os.Exit(run(context.Background(), os.Args[1:], os.Stdout, os.Stderr))
 }
 

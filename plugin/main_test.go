@@ -3,6 +3,8 @@ package main
 import (
 	"bytes"
 	"context"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -14,7 +16,12 @@ import (
 
 // The daemon under test makes rules and takes abstract sockets: it needs a
 // network namespace of its own.
-func TestMain(m *testing.M) { netnstest.Main(m) }
+func TestMain(m *testing.M) {
+	if filepath.Base(os.Args[0]) == proxyName {
+		os.Exit(runProxy(context.Background(), os.Args[1:], os.Stdout, os.Stderr))
+	}
+	netnstest.Main(m)
+}
 
 // portolan runs a command line in this process and returns what a person at a
 // terminal would see.
