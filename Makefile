@@ -19,10 +19,10 @@ export ENGINE
 
 LINTER := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.5.0
 
-NETNS := ./driver/... ./plugin/... ./portmap/... ./proxy/...
+NETNS := ./bench/load/... ./driver/... ./plugin/... ./portmap/... ./proxy/...
 E2E   := ./internal/enginetest/... ./e2e/...
 # Everything else.
-UNIT = $(shell go list ./... | grep -vE '/(driver|plugin|portmap|proxy|internal/enginetest|e2e)(/|$$)')
+UNIT = $(shell go list ./... | grep -vE '/(bench/load|driver|plugin|portmap|proxy|internal/enginetest|e2e)(/|$$)')
 
 .PHONY: help
 help: ## list the targets
