@@ -68,8 +68,9 @@ lint: ## golangci-lint, pinned, built from source
 	build/tools/golangci-lint run ./...
 
 .PHONY: bench
-bench: deps build ## start, removal, memory and speed beside Docker's own bridge
-	./scripts/bench.sh
+bench: deps build ## start, memory and speed beside Docker's own bridge; ONLY=localhost: a part
+	@./scripts/deps.sh bench
+	./scripts/bench.sh $(if $(ONLY),-only $(ONLY))
 
 .PHONY: up
 up: engine build plugin ## install the plugin here and run the demo

@@ -8,8 +8,12 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
+	"strings"
 	"syscall"
 	"time"
+
+	"github.com/portolan/portolan/bench/load"
 )
 
 func main() {
@@ -17,6 +21,14 @@ func main() {
 	defer stop()
 	if len(os.Args) == 3 && os.Args[1] == "floor" {
 		exitOn(serveFloor(ctx, os.Args[2]))
+		return
+	}
+	if len(os.Args) == 3 && os.Args[1] == "load" {
+		exitOn(runLoad(os.Args[2]))
+		return
+	}
+	if len(os.Args) == 2 && os.Args[1] == "serve" {
+		exitOn(load.Serve())
 		return
 	}
 	exitOn(bench(ctx, os.Args[1:]))
@@ -34,9 +46,14 @@ type config struct {
 	bin   string        // folder of portolan and demo
 	out   string        // Markdown file with the markers, or ""
 	quick bool          // leave out what takes minutes
-	micro bool          // the packages' own benchmarks too
+	only  string        // one section, or "" for all
 	limit time.Duration // the longest that one docker command may take
 }
+
+// sections are the parts of a session.
+var sections = []string{"ports", "localhost", "shim", "packages"}
+
+func (c config) wants(section string) bool { return c.only == "" || c.only == section }
 
 func bench(ctx context.Context, args []string) error {
 	self, err := os.Executable()
@@ -48,9 +65,15 @@ func bench(ctx context.Context, args []string) error {
 	f.StringVar(&c.bin, "bin", filepath.Dir(self), "folder of the programs portolan and demo")
 	f.StringVar(&c.out, "o", "", "write the tables between the markers of this file, too")
 	f.BoolVar(&c.quick, "quick", false, "leave out 1,000 ports of the built-in driver, which take two minutes and gigabytes of memory")
-	f.BoolVar(&c.micro, "micro", true, "run the packages' own benchmarks, too")
+	f.StringVar(&c.only, "only", "", "one of "+strings.Join(sections, ", ")+"; all without it")
 	if err := f.Parse(args); err != nil {
 		return err
+	}
+	if c.only != "" && !slices.Contains(sections, c.only) {
+		return fmt.Errorf("-only %s: must be one of %s", c.only, strings.Join(sections, ", "))
+	}
+	if c.only != "" && c.out != "" {
+		return errors.New("-o takes all sections, which -only leaves out")
 	}
 	if c.out != "" { // not after six minutes
 		if _, err := replaceBetween(c.out, ""); err != nil {
@@ -66,7 +89,7 @@ func bench(ctx context.Context, args []string) error {
 	if err := s.run(ctx, func() error { return r.measure(ctx, s, c) }); err != nil {
 		return err
 	}
-	if c.micro {
+	if c.wants("packages") {
 		if r.micro, err = microbenchmarks(ctx); err != nil {
 			return err
 		}

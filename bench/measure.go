@@ -68,6 +68,31 @@ func (r *report) measure(ctx context.Context, s *session, c config) error {
 			return err
 		}
 	}
+	if c.wants("ports") {
+		if err := r.measurePorts(l); err != nil {
+			return err
+		}
+	}
+	if c.wants("localhost") {
+		if err := link(c.bin); err != nil {
+			return err
+		}
+		if r.paths, err = l.traffic(s); err != nil {
+			return fmt.Errorf("measure traffic: %w", err)
+		}
+	}
+	if c.wants("shim") {
+		figures, err := l.measureShim(s)
+		if err != nil {
+			return fmt.Errorf("measure the shim: %w", err)
+		}
+		r.shim = &figures
+	}
+	return nil
+}
+
+// measurePorts fills the rows.
+func (r *report) measurePorts(l *lab) (err error) {
 	if r.conntrack, err = measureConntrack(l.subjects[nftables].engine.Host); err != nil {
 		return err
 	}
@@ -75,15 +100,12 @@ func (r *report) measure(ctx context.Context, s *session, c config) error {
 	if err != nil {
 		return err
 	}
-	for _, p := range plan(c.quick, free) {
+	for _, p := range plan(l.config.quick, free) {
 		row, err := l.measureRow(p)
 		if err != nil {
 			return fmt.Errorf("measure %d ports: %w", p.ports, err)
 		}
 		r.rows = append(r.rows, row)
-	}
-	if r.shim, err = l.measureShim(s); err != nil {
-		return fmt.Errorf("measure the shim: %w", err)
 	}
 	return nil
 }

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 )
 
 const kib = 1024
@@ -80,4 +81,51 @@ func statusOf(path, name string) (int64, error) {
 		return n * kib, nil
 	}
 	return 0, fmt.Errorf("no %s in %s", name, path)
+}
+
+// clockTick is the unit of times in /proc: USER_HZ, which is 100 a second on
+// every architecture that Go knows.
+const clockTick = 10 * time.Millisecond
+
+// cpuOf is the processor time that processes and their children, dead and
+// alive, have used.
+func cpuOf(pids []int) (total time.Duration, err error) {
+	for _, pid := range pids {
+		used, err := ticksOf(pid)
+		if err != nil {
+			return 0, err
+		}
+		total += used
+		children, _ := os.ReadFile(fmt.Sprintf("/proc/%d/task/%[1]d/children", pid))
+		for _, field := range strings.Fields(string(children)) {
+			if child, err := strconv.Atoi(field); err == nil {
+				used, _ := ticksOf(child) // it may have ended, and is in its parent's then
+				total += used
+			}
+		}
+	}
+	return total, nil
+}
+
+// ticksOf reads utime, stime, cutime and cstime of proc_pid_stat(5).
+func ticksOf(pid int) (time.Duration, error) {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0, err
+	}
+	// The second field is a name, which may have blanks and parentheses.
+	fields := strings.Fields(string(text[bytes.LastIndexByte(text, ')')+1:]))
+	const utime = 11 // the 14th of all
+	if len(fields) < utime+4 {
+		return 0, fmt.Errorf("%d fields in the stat of process %d", len(fields), pid)
+	}
+	var ticks int64
+	for _, f := range fields[utime : utime+4] {
+		n, err := strconv.ParseInt(f, 10, 64)
+		if err != nil {
+			return 0, fmt.Errorf("processor time of process %d: %w", pid, err)
+		}
+		ticks += n
+	}
+	return time.Duration(ticks) * clockTick, nil
 }

@@ -17,7 +17,8 @@ type report struct {
 	rows             []row
 	micro            []microbenchmark
 	conntrack        conntrack
-	shim             shimFigures
+	shim             *shimFigures // nil where it was not measured, as all below
+	paths            []*path
 }
 
 // markdown is what goes between the markers.
@@ -26,7 +27,11 @@ func (r *report) markdown() string {
 	fmt.Fprintf(&b, "Machine: %s. Docker engine %s. Portolan: %s. Load average of 1, 5 and 15 minutes: %s before, %s after. %s, in %s.\n",
 		r.machine, r.engine, r.portolan, r.machine.loadBefore, r.loadAfter,
 		r.started.UTC().Format("2006-01-02 15:04 UTC"), r.ended.Sub(r.started).Round(time.Second))
-	for _, section := range []func() string{r.goals, r.ports, r.onePort, r.daemonMemory, r.calls, r.shimTable, r.packages} {
+	sections := []func() string{r.trafficTables, r.shimTable, r.packages}
+	if len(r.rows) > 0 {
+		sections = append([]func() string{r.ports, r.onePort, r.daemonMemory, r.calls}, sections...)
+	}
+	for _, section := range append([]func() string{r.goals}, sections...) {
 		b.WriteString(section())
 	}
 	return b.String()
@@ -125,8 +130,8 @@ func (r *report) calls() string {
 // goals compares with what the project has promised itself.
 func (r *report) goals() string {
 	t := table{head: []string{"goal", "measured", ""}}
-	ours, floor := r.subjects[nftables], r.subjects[floorPlugin]
 	for _, row := range r.rows {
+		ours, floor := r.subjects[nftables], r.subjects[floorPlugin]
 		s := row.samples[ours]
 		switch row.ports {
 		case 1:
@@ -140,6 +145,7 @@ func (r *report) goals() string {
 			t.add("1,000 ports: daemon at most 40 MiB resident, at its peak", mib(peak)+" MiB", verdict(peak <= 40<<20))
 		}
 	}
+	r.trafficGoals(&t)
 	r.shimGoals(&t)
 	return section("Goals", t)
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -9,6 +10,8 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"github.com/portolan/portolan/bench/load"
 )
 
 // samples have these start times, in milliseconds, and a daemon of that peak.
@@ -40,7 +43,7 @@ func example(over time.Duration, ratio float64, peak int64) *report {
 
 // exampleShim lists in so much more, 19 of 1,000 times in slow more, and saves
 // in so many milliseconds where the engine takes 90.
-func exampleShim(more, slow time.Duration, save int, peak int64) shimFigures {
+func exampleShim(more, slow time.Duration, save int, peak int64) *shimFigures {
 	straight, shim := &way{saves: []time.Duration{90 * time.Millisecond}}, &way{saves: []time.Duration{time.Duration(save) * time.Millisecond}}
 	for i := range 1000 {
 		straight.lists = append(straight.lists, time.Millisecond)
@@ -50,7 +53,7 @@ func exampleShim(more, slow time.Duration, save int, peak int64) shimFigures {
 		}
 		shim.lists = append(shim.lists, took)
 	}
-	return shimFigures{straight: straight, shim: shim, last: memory{rss: peak, peak: peak}}
+	return &shimFigures{straight: straight, shim: shim, last: memory{rss: peak, peak: peak}}
 }
 
 func TestGoals(t *testing.T) {
@@ -77,6 +80,7 @@ func TestTablesAreWellFormed(t *testing.T) {
 	r := example(time.Second, 2, 1<<20)
 	r.shim = exampleShim(time.Millisecond, time.Millisecond, 100, 1<<20)
 	r.micro = []microbenchmark{{"proxy X", "1 ns/op"}}
+	r.paths = examplePaths()
 	text := r.markdown()
 	columns := 0
 	for line := range strings.Lines(text) {
@@ -93,6 +97,51 @@ func TestTablesAreWellFormed(t *testing.T) {
 	assert.Contains(t, text, "| 1,000 | built-in bridge | not run |")
 	assert.NotContains(t, text, "| 1,000 | default")
 	assert.Contains(t, text, "| 1,000 | Portolan, nftables | 1.20 s | 1.00 s | 600 ms |")
+	assert.Contains(t, text, "| Portolan, 127.0.0.1 | 90 (0.90) |")
+	assert.Contains(t, text, "| HAProxy | – | – | – | 50 (0.50), 7 lost | 50 (0.50) | 50.0 (0.50) |")
+	assert.Contains(t, text, "| HAProxy |  |  |  | 5.0 µs | 5.0 µs |")
+
+	// One section alone is no reason to fail.
+	text = (&report{paths: examplePaths()}).markdown()
+	assert.NotContains(t, text, "docker run")
+	assert.Contains(t, text, "| 127.0.0.1, UDP, 32 clients: at least 0.9 of straight | 0.90 | met |")
+}
+
+// examplePaths are 100, 90 and 50 answers a second of everything.
+func examplePaths() (paths []*path) {
+	for _, p := range []struct {
+		name string
+		rate float64
+	}{{"straight 4", 100}, {"straight 6", 100}, {"Portolan, 127.0.0.1", 90}, {"HAProxy", 50}} {
+		one := &path{name: p.name, rates: make([][]float64, len(loads)), lost: make([]int64, len(loads)), cpu: make([][]time.Duration, len(loads))}
+		for i := range loads {
+			one.rates[i] = []float64{p.rate, p.rate, p.rate}
+		}
+		paths = append(paths, one)
+	}
+	haproxy := paths[3]
+	haproxy.pids = []int{1}
+	for i, what := range loads {
+		if what.spec.Kind == load.UDP {
+			haproxy.rates[i] = nil
+			continue
+		}
+		haproxy.cpu[i] = []time.Duration{5 * time.Microsecond}
+	}
+	haproxy.lost[3] = 7
+	return paths
+}
+
+// The processor time of a process includes that of children that have ended.
+func TestCPUOf(t *testing.T) {
+	before, err := cpuOf([]int{os.Getpid()})
+	require.NoError(t, err)
+	require.NoError(t, exec.Command("sh", "-c", "i=0; while [ $i -lt 300000 ]; do i=$((i+1)); done").Run())
+	after, err := cpuOf([]int{os.Getpid()})
+	require.NoError(t, err)
+	assert.Greater(t, after, before)
+	_, err = cpuOf([]int{1 << 30})
+	assert.Error(t, err)
 }
 
 func TestReplaceBetween(t *testing.T) {

@@ -178,6 +178,9 @@ func percentile(values []time.Duration, of int) time.Duration {
 
 func (r *report) shimTable() string {
 	f := r.shim
+	if f == nil {
+		return ""
+	}
 	t := table{head: []string{"Docker API", "list of " + grouped(shimContainers) + " containers, median", "p99", "save of 200 MiB, median", "rate"}}
 	for _, w := range []struct {
 		name string
@@ -195,6 +198,9 @@ func (r *report) shimTable() string {
 // shimGoals are the lines of goals about the shim.
 func (r *report) shimGoals(t *table) {
 	f := r.shim
+	if f == nil {
+		return
+	}
 	more := median(f.shim.lists) - median(f.straight.lists)
 	t.add("list of 100 containers by the shim: at most 2 ms more at the median", millis(more), verdict(more <= 2*time.Millisecond))
 	more = percentile(f.shim.lists, 99) - percentile(f.straight.lists, 99)

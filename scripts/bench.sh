@@ -1,6 +1,7 @@
 #!/bin/bash
-# Builds the programs and measures: bench.sh [-o docs/benchmarks.md] [-quick].
-# It takes about five minutes, and the machine should have nothing else to do.
+# Builds the programs and measures: bench.sh [-o docs/benchmarks.md] [-quick]
+# [-only SECTION]. It takes a quarter of an hour, and the machine should have
+# nothing else to do.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin

@@ -5,6 +5,7 @@
 #
 #   deps.sh          what the tests need
 #   deps.sh engine   what the demo needs: Go and a running engine
+#   deps.sh bench    what the benchmarks compare with, too
 set -euo pipefail
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
 
@@ -25,6 +26,14 @@ if [[ ${1-} != engine ]]; then
 		ip iproute2
 		nsenter util-linux
 		gcc gcc'
+fi
+
+if [[ ${1-} == bench ]]; then
+	wanted+='
+		nginx libnginx-mod-stream
+		haproxy haproxy
+		socat socat
+		ss iproute2'
 fi
 
 missing_packages() {
@@ -74,7 +83,7 @@ install_missing() {
 	apt-get update -qq >/dev/null 2>&1 || say "apt-get update failed; trying with what is known"
 	local p
 	for p in "${packages[@]}"; do
-		if [[ $p == docker-registry ]]; then
+		if [[ $p == docker-registry || $p == libnginx-mod-stream || $p == haproxy ]]; then
 			install_quietly "$p" || die "could not install $p"
 		else
 			apt_install "$p" || die "could not install $p"

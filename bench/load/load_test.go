@@ -62,7 +62,8 @@ func TestLost(t *testing.T) {
 	defer silent.Close()
 	to := silent.LocalAddr().(*net.UDPAddr).AddrPort()
 	r, err := Run(Spec{Kind: UDP, Clients: 2, Window: 3, To: to, For: 3 * patience})
-	require.ErrorContains(t, err, "no answer at all")
+	require.NoError(t, err)
+	assert.Zero(t, r.Answers)
 	assert.GreaterOrEqual(t, r.Lost, int64(6))
 
 	_, err = Run(Spec{Kind: TCP, To: netip.MustParseAddrPort("127.0.0.1:9"), For: time.Second})
