@@ -2,6 +2,7 @@ package shim
 
 import (
 	"context"
+	"errors"
 	"net/http"
 	"time"
 )
@@ -16,33 +17,61 @@ type answer struct {
 	err       error
 }
 
+// stuckTime is how long a request waits for a daemon that has not answered the
+// last one: listing a hundred containers one by one is not to take minutes.
+const stuckTime = 20 * time.Millisecond
+
+var errStuck = errors.New("the daemon has not answered for a while")
+
 // ask asks the daemon for its endpoints while the caller does something else.
 // What it returns waits for the answer, askTime at most in all, and is called
 // once or never.
 func (s *Shim) ask(ctx context.Context) func() (map[string]Endpoint, error) {
-	ctx, cancel := context.WithTimeout(ctx, askTime)
+	stuck := s.stuck.Load()
+	if stuck && !s.probing.CompareAndSwap(false, true) {
+		// Somebody else is finding out whether it answers again.
+		return func() (map[string]Endpoint, error) { return nil, errStuck }
+	}
+	patience := askTime
+	if stuck {
+		patience = stuckTime
+		ctx = context.WithoutCancel(ctx) // for the others, too
+	}
+	asking, cancel := context.WithTimeout(ctx, askTime)
 	answers := make(chan answer, 1)
-	go s.askDaemon(ctx, cancel, answers)
+	go func() {
+		defer cancel()
+		answers <- s.askDaemon(asking, stuck)
+	}()
+	deadline := time.Now().Add(patience)
 	return func() (map[string]Endpoint, error) {
+		timer := time.NewTimer(time.Until(deadline))
+		defer timer.Stop()
 		select {
 		case a := <-answers:
 			return a.endpoints, a.err
+		case <-timer.C:
+			return nil, errStuck
 		case <-ctx.Done():
-		}
-		select {
-		case a := <-answers: // it came, and ended the context
-			return a.endpoints, a.err
-		default:
 			return nil, ctx.Err()
 		}
 	}
 }
 
-func (s *Shim) askDaemon(ctx context.Context, cancel context.CancelFunc, answers chan<- answer) {
+// askDaemon also remembers whether it answers.
+func (s *Shim) askDaemon(ctx context.Context, probe bool) answer {
 	endpoints, err := s.cfg.Daemon.Endpoints(ctx)
 	s.daemonUp.note(err)
-	answers <- answer{endpoints, err}
-	cancel()
+	switch {
+	case errors.Is(ctx.Err(), context.DeadlineExceeded):
+		s.stuck.Store(true)
+	case ctx.Err() == nil: // an error at once is soon over
+		s.stuck.Store(false)
+	}
+	if probe {
+		s.probing.Store(false)
+	}
+	return answer{endpoints, err}
 }
 
 // fill is a rewrite that edits a response by what the daemon, asked at once,

@@ -49,12 +49,25 @@ func TestDaemonStuck(t *testing.T) {
 		writeJSON(w, 200, list)
 	})
 	stuck := make(chan struct{})
-	defer close(stuck)
 	r.daemon.stuck = stuck
+	endpoints := fixtureEndpoints(t, "29")
+	r.daemon.set(func(d *daemon) { d.endpoints = endpoints })
 	_, body := r.do(http.MethodGet, "/containers/nosuch/json", "")
 	assert.Equal(t, `{"message":"no such container"}`, body)
 	assert.Zero(t, r.logged.count("the Portolan daemon"), "nobody has waited")
 	assert.Equal(t, list, r.get("/containers/json"))
 	assert.Equal(t, list, r.get("/containers/json?"+publish80()))
 	assert.Equal(t, 1, r.logged.count("the Portolan daemon does not answer"))
+
+	// Whoever asks a hundred times waits for the first one only.
+	asked := func() (n int) { r.daemon.set(func(d *daemon) { n = d.asked }); return n }
+	before := asked()
+	for range 100 {
+		assert.Equal(t, list, r.get("/containers/json"))
+	}
+	assert.Less(t, asked(), before+50, "most have not asked")
+	r.daemon.set(func(d *daemon) { d.stuck = nil })
+	close(stuck)
+	eventually(t, func() bool { return r.get("/containers/json") != list }, "ports again")
+	assert.Equal(t, 1, r.logged.count("the Portolan daemon answers again"))
 }

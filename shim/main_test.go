@@ -188,6 +188,7 @@ type daemon struct {
 	endpoints map[string]Endpoint
 	away      error         // what every method says, if not nil
 	stuck     chan struct{} // methods wait for it, if not nil
+	refused   string        // an endpoint that SetOwner does not take
 	told      int           // calls of SetOwner
 	asked     int
 }
@@ -222,7 +223,7 @@ func (d *daemon) SetOwner(_ context.Context, id string, o Owner) error {
 		return d.away
 	}
 	ep, ok := d.endpoints[id]
-	if !ok {
+	if !ok || id == d.refused {
 		return errors.New("not known to Portolan")
 	}
 	d.told++

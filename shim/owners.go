@@ -2,7 +2,6 @@ package shim
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -13,8 +12,12 @@ import (
 	"time"
 )
 
-// tellTime bounds one look at engine and daemon.
-const tellTime = 30 * time.Second
+// tellTime bounds one look at engine and daemon, and inspectTime that at one
+// container, which may be stuck.
+const (
+	tellTime    = 30 * time.Second
+	inspectTime = 5 * time.Second
+)
 
 // maxIDs is how many containers are asked for by ID; for more than that it is all
 // of them.
@@ -59,36 +62,38 @@ func (a *agenda) take() (all bool, ids []string) {
 	return all, ids
 }
 
-// tellOwners tells the daemon what it does not know of containers that run.
+// tellOwners tells the daemon what it does not know of containers.
 func (s *Shim) tellOwners(ctx context.Context, all bool, ids []string) error {
-	if all {
-		ids = nil
-	} else if len(ids) == 0 {
-		return nil
-	}
 	ctx, cancel := context.WithTimeout(ctx, tellTime)
 	defer cancel()
-	// The engine first: the daemon knows every endpoint that the engine shows.
-	containers, err := s.engine.running(ctx, ids)
-	if err != nil || len(containers) == 0 {
-		return err
+	if all {
+		var err error
+		if ids, err = s.engine.running(ctx); err != nil {
+			return err
+		}
 	}
+	var errs []error
+	var containers []inspected
+	for _, id := range ids {
+		c, err := s.engine.inspect(ctx, id)
+		switch {
+		case err == nil:
+			containers = append(containers, c)
+		case !errors.Is(err, errNotFound): // else it is gone
+			errs = append(errs, err)
+		}
+	}
+	if len(containers) == 0 {
+		return errors.Join(errs...)
+	}
+	// The daemon last: it knows every endpoint that the engine has shown.
 	known, err := s.cfg.Daemon.Endpoints(ctx)
 	s.daemonUp.note(err)
 	if err != nil {
 		return fmt.Errorf("ask the daemon for its endpoints: %w", err)
 	}
-	var errs []error
 	for _, c := range containers {
-		name, err := s.engine.name(ctx, c)
-		if errors.Is(err, errNotFound) {
-			continue // gone
-		}
-		if err != nil {
-			errs = append(errs, err)
-			continue
-		}
-		owner := Owner{c.ID, name}
+		owner := Owner{c.ID, strings.TrimPrefix(c.Name, "/")}
 		for _, n := range c.NetworkSettings.Networks {
 			ep, ours := known[n.EndpointID]
 			if !ours || ep.Owner == owner {
@@ -102,47 +107,35 @@ func (s *Shim) tellOwners(ctx context.Context, all bool, ids []string) error {
 	return errors.Join(errs...)
 }
 
-// listed is what is read of a container in a list.
-type listed struct {
+// running are the IDs of the containers that run. What else the list says of
+// them may be old: the engine gives notice of a new name or endpoint before it
+// lists it.
+func (e *engine) running(ctx context.Context) (ids []string, err error) {
+	var list []struct {
+		ID string `json:"Id"`
+	}
+	if err := e.get(ctx, "/containers/json", &list); err != nil {
+		return nil, err
+	}
+	for _, c := range list {
+		ids = append(ids, c.ID)
+	}
+	return ids, nil
+}
+
+// inspected is what is read of a container.
+type inspected struct {
 	ID              string `json:"Id"`
-	Names           []string
+	Name            string // with a leading slash
 	NetworkSettings struct {
 		Networks map[string]struct{ EndpointID string }
 	}
 }
 
-// names are the container's own: one, or two while it is being renamed. A
-// container that others link to is also listed as /other/alias.
-func (c listed) names() (own []string) {
-	for _, n := range c.Names {
-		if n = strings.TrimPrefix(n, "/"); !strings.Contains(n, "/") {
-			own = append(own, n)
-		}
-	}
-	return own
-}
-
-// name is a container's name. The engine gives notice of a rename and lists the
-// old name beside the new one for a moment more; inspecting waits for its end.
-// The error wraps errNotFound where there is no such container any more.
-func (e *engine) name(ctx context.Context, c listed) (string, error) {
-	if own := c.names(); len(own) == 1 {
-		return own[0], nil
-	}
-	var inspected struct{ Name string }
-	err := e.get(ctx, "/containers/"+url.PathEscape(c.ID)+"/json", &inspected)
-	return strings.TrimPrefix(inspected.Name, "/"), err
-}
-
-// running are the containers that run, of those given unless that is nil.
-func (e *engine) running(ctx context.Context, ids []string) (list []listed, err error) {
-	query := ""
-	if ids != nil {
-		text, err := json.Marshal(map[string][]string{"id": ids})
-		if err != nil {
-			return nil, err
-		}
-		query = "?filters=" + url.QueryEscape(string(text))
-	}
-	return list, e.get(ctx, "/containers/json"+query, &list)
+// inspect looks at a container once whatever changes it has ended. The error
+// wraps errNotFound where there is none.
+func (e *engine) inspect(ctx context.Context, id string) (c inspected, err error) {
+	ctx, cancel := context.WithTimeout(ctx, inspectTime)
+	defer cancel()
+	return c, e.get(ctx, "/containers/"+url.PathEscape(id)+"/json", &c)
 }

@@ -32,6 +32,7 @@ import (
 	"log/slog"
 	"net/http"
 	"strings"
+	"sync/atomic"
 
 	"github.com/portolan/portolan/portmap"
 )
@@ -80,6 +81,9 @@ type Shim struct {
 	// daemonUp and engineUp log when either stops answering, and when it does
 	// again.
 	daemonUp, engineUp outage
+	// stuck: the daemon did not answer the last question within askTime. One
+	// request at a time is probing it then.
+	stuck, probing atomic.Bool
 	// making is held by the request that makes the default network.
 	making chan struct{}
 }

@@ -60,25 +60,33 @@ func (s *Shim) follow(ctx context.Context, pause *backoff) error {
 	return context.Cause(ctx)
 }
 
-// work tells the daemon what is to be told until ctx ends.
+// work tells the daemon what is to be told until ctx ends. What fails is tried
+// again with all the rest, and what comes meanwhile does not wait for it.
 func (s *Shim) work(ctx context.Context, todo *agenda) {
 	var pause backoff
+	var retry <-chan time.Time // nil while nothing has failed
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-todo.more:
+		case <-retry:
+			retry = nil
+			todo.addAll()
 		}
 		all, ids := todo.take()
-		if err := s.tellOwners(ctx, all, ids); err != nil {
+		err := s.tellOwners(ctx, all, ids)
+		switch {
+		case ctx.Err() != nil:
+			return
+		case err != nil:
 			s.cfg.Log.Debug("the daemon does not know all owners yet", "err", err)
-			if !pause.wait(ctx) {
-				return
+			if retry == nil {
+				retry = time.After(pause.next())
 			}
-			todo.addAll()
-			continue
+		case retry == nil:
+			pause.reset()
 		}
-		pause.reset()
 	}
 }
 

@@ -5,10 +5,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"maps"
 	"net/http"
 	"net/url"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -23,23 +21,19 @@ import (
 // a subscription before it is one, and then sends what has happened since the
 // time asked for.
 type watched struct {
-	mu          sync.Mutex                 // guards below
-	names       map[string]string          // of containers, by ID
-	renamed     map[string]string          // what was the name and is still listed, by ID
-	endpoints   map[string][]string        // of containers, by ID
-	past        []string                   // events, oldest first
-	times       []time.Time                // of past
-	subscribers map[chan string]bool       // to be told
-	lists       int                        // how often it was asked for all
-	hook        func(w *watched, all bool) // called before a list is made, with mu
-	end         chan struct{}              // ends all subscriptions
+	mu          sync.Mutex           // guards below
+	names       map[string]string    // of containers, by ID
+	endpoints   map[string][]string  // of containers, by ID
+	past        []string             // events, oldest first
+	times       []time.Time          // of past
+	subscribers map[chan string]bool // to be told
+	lists       int                  // how often it was asked for all
+	hook        func()               // called when a list has been made, with mu
+	end         chan struct{}        // ends all subscriptions
 }
 
 func newWatched(t *testing.T) (*rig, *watched) {
-	w := &watched{
-		names: map[string]string{}, renamed: map[string]string{}, endpoints: map[string][]string{},
-		subscribers: map[chan string]bool{}, end: make(chan struct{}),
-	}
+	w := &watched{names: map[string]string{}, endpoints: map[string][]string{}, subscribers: map[chan string]bool{}, end: make(chan struct{})}
 	return newRig(t, w.ServeHTTP), w
 }
 
@@ -84,43 +78,40 @@ func (w *watched) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 		w.events(rw, r)
 	case "/containers/json":
 		w.list(rw, r)
-	case "/containers/c3/json":
-		w.do(func() { writeJSON(rw, 200, fmt.Sprintf(`{"Name":"/%s"}`, w.names["c3"])) })
+	default:
+		w.inspect(rw, strings.TrimSuffix(strings.TrimPrefix(r.URL.Path, "/containers/"), "/json"))
 	}
 }
 
+// list has nothing but IDs: the real one may be late with the rest.
 func (w *watched) list(rw http.ResponseWriter, r *http.Request) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	ids := slices.Collect(maps.Keys(w.names))
-	var filters struct {
-		ID []string `json:"id"`
-	}
-	all := r.URL.Query().Get("filters") == ""
-	if !all {
-		_ = json.Unmarshal([]byte(r.URL.Query().Get("filters")), &filters)
-		ids = slices.DeleteFunc(ids, func(id string) bool { return !slices.Contains(filters.ID, id) })
-	} else {
-		w.lists++
+	w.lists++
+	list := []map[string]string{}
+	for id := range w.names {
+		list = append(list, map[string]string{"Id": id})
 	}
 	if w.hook != nil {
-		w.hook(w, all)
-	}
-	list := []map[string]any{}
-	for _, id := range ids {
-		networks := map[string]any{}
-		for i, ep := range w.endpoints[id] {
-			networks[strconv.Itoa(i)] = map[string]string{"EndpointID": ep}
-		}
-		names := []string{"/other/" + w.names[id], "/" + w.names[id]}
-		if old, ok := w.renamed[id]; ok {
-			names = append([]string{"/" + old}, names...)
-		}
-		list = append(list, map[string]any{
-			"Id": id, "Names": names, "NetworkSettings": map[string]any{"Networks": networks},
-		})
+		w.hook()
 	}
 	text, _ := json.Marshal(list)
+	writeJSON(rw, 200, string(text))
+}
+
+func (w *watched) inspect(rw http.ResponseWriter, id string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	name, ok := w.names[id]
+	if !ok {
+		writeJSON(rw, 404, `{"message":"No such container"}`)
+		return
+	}
+	networks := map[string]any{}
+	for i, ep := range w.endpoints[id] {
+		networks[strconv.Itoa(i)] = map[string]string{"EndpointID": ep}
+	}
+	text, _ := json.Marshal(map[string]any{"Id": id, "Name": "/" + name, "NetworkSettings": map[string]any{"Networks": networks}})
 	writeJSON(rw, 200, string(text))
 }
 
@@ -192,7 +183,7 @@ func TestWatch(t *testing.T) {
 	r.owned("e3", "c3", "dns")
 
 	w.do(func() {
-		w.names["c3"], w.renamed["c3"] = "dns2", "dns" // and the event comes before the old name goes
+		w.names["c3"] = "dns2"
 		w.happen("container", "rename", "c3", map[string]string{"name": "dns2"})
 	})
 	r.owned("e3", "c3", "dns2")
@@ -240,11 +231,7 @@ func TestWatchLosesNothing(t *testing.T) {
 		w.run("c2", "late", "e2")
 		w.happen("container", "start", "c2", nil)
 	})
-	w.hook = func(_ *watched, all bool) {
-		if all {
-			once()
-		}
-	}
+	w.hook = once
 	watch(t, r)
 	r.owned("e1", "c1", "web")
 	r.owned("e2", "c2", "late")
@@ -307,6 +294,31 @@ func TestWatchDaemonAway(t *testing.T) {
 	r.owned("e2", "c2", "dns")
 	assert.Equal(t, 1, r.logged.count("the Portolan daemon does not answer"))
 	assert.Equal(t, 1, r.logged.count("the Portolan daemon answers again"))
+}
+
+// An endpoint whose owner the daemon does not take is tried again, and the others
+// do not wait for that.
+func TestWatchOneRefused(t *testing.T) {
+	r, w := newWatched(t)
+	r.knows("e0")
+	r.daemon.set(func(d *daemon) { d.refused = "e0" })
+	w.run("c0", "odd", "e0")
+	watch(t, r)
+	at := "does not know all owners yet"
+	eventually(t, func() bool { return r.logged.count(at) > 0 }, "a refusal")
+	lists := func() (n int) { w.do(func() { n = w.lists }); return n }
+	atOnce := false
+	for i := 1; i < 20 && !atOnce; i++ { // a busy machine may take as long as the pause
+		before := lists()
+		ep, id := fmt.Sprint("e", i), fmt.Sprint("c", i)
+		r.knows(ep)
+		w.do(func() { w.run(id, "name-"+id, ep); w.happen("container", "start", id, nil) })
+		r.owned(ep, id, "name-"+id)
+		atOnce = lists() == before
+	}
+	assert.True(t, atOnce, "told before all are looked at again")
+	r.daemon.set(func(d *daemon) { d.refused = "" })
+	r.owned("e0", "c0", "odd")
 }
 
 // Whatever happens at once is a few questions, and the events are read all the
