@@ -103,13 +103,15 @@ func unknownOption(name string) error {
 		return fmt.Errorf("option %s is for Docker's own bridge driver only: leave it out", name)
 	}
 	hint := ""
-	if near := nearest(name, optionNames()); near != "" {
+	if near := nearest(name, OptionNames()); near != "" {
 		hint = fmt.Sprintf("; did you mean %s?", near)
 	}
 	return fmt.Errorf("option %q is not known%s (known are: %s)", name, hint, knownOptions())
 }
 
-func optionNames() []string {
+// OptionNames are the options of a network that this driver knows (`docker
+// network create -o NAME=VALUE`).
+func OptionNames() []string {
 	names := make([]string, len(networkOptions))
 	for i, o := range networkOptions {
 		names[i] = o.name
@@ -117,7 +119,7 @@ func optionNames() []string {
 	return names
 }
 
-func knownOptions() string { return strings.Join(optionNames(), ", ") }
+func knownOptions() string { return strings.Join(OptionNames(), ", ") }
 
 // generic returns com.docker.network.generic, whose values are strings when
 // they come from the command line.

@@ -76,6 +76,7 @@ func (c *shimConfig) run(ctx context.Context, log *slog.Logger) error {
 		Engine:   c.engine,
 		Daemon:   &shimDaemon{socket: *c.daemon},
 		TakeOver: c.takeOver,
+		Options:  driver.OptionNames(),
 		Log:      log,
 	})
 	log.Info("portolan shim", "version", version, "pid", os.Getpid(), "listen", ln.Addr(), "engine", c.engine, "take-over", c.takeOver)

@@ -40,6 +40,15 @@ func (d *shimDaemon) Endpoints(ctx context.Context) (map[string]shim.Endpoint, e
 	return all, err
 }
 
+// Socket is where the daemon that answered last listens.
+func (d *shimDaemon) Socket(ctx context.Context) (socket string, err error) {
+	err = d.ask(ctx, func(c *client) error {
+		socket = c.socket
+		return nil
+	})
+	return socket, err
+}
+
 // SetOwner tells whose an endpoint is.
 func (d *shimDaemon) SetOwner(ctx context.Context, endpoint string, o shim.Owner) error {
 	return d.ask(ctx, func(c *client) error { return c.setOwner(ctx, endpoint, store.Owner(o)) })

@@ -53,7 +53,7 @@ func (s *Shim) createNetwork(w http.ResponseWriter, r *http.Request) {
 		switch name, _ := d.member(root, "Driver"); {
 		case name == shortName:
 			driver = s.plugin(r.Context())
-		case s.cfg.TakeOver && d.takesOver(root):
+		case s.cfg.TakeOver && d.takesOver(root, s.cfg.Options):
 			var err error
 			if driver, err = s.driver(r.Context()); err != nil {
 				s.cfg.Log.Warn("a network stays Docker's", "err", err)
@@ -81,19 +81,15 @@ func (d doc) member(object span, name string) (text string, ok bool) {
 // short name is portolan; empty where there is none. Of several it is the one
 // that --alias portolan names, or else the first by name.
 func (s *Shim) plugin(ctx context.Context) string {
-	var plugins []struct {
-		Name    string
-		Enabled bool
-		Config  struct{ Interface struct{ Types []string } }
-	}
-	if err := s.engine.get(ctx, "/plugins", &plugins); err != nil {
+	plugins, err := s.engine.plugins(ctx)
+	if err != nil {
 		s.cfg.Log.Warn("the engine's plugins are not known", "err", err)
 		return ""
 	}
 	var names []string
 	for _, p := range plugins {
 		base, _, _ := strings.Cut(path.Base(p.Name), ":")
-		if p.Enabled && base == shortName && slices.Contains(p.Config.Interface.Types, "docker.networkdriver/1.0") {
+		if base == shortName {
 			names = append(names, p.Name)
 		}
 	}
@@ -104,4 +100,23 @@ func (s *Shim) plugin(ctx context.Context) string {
 		return ""
 	}
 	return slices.Min(names)
+}
+
+// managed is a managed plugin.
+type managed struct {
+	ID      string `json:"Id"`
+	Name    string // with its tag
+	Enabled bool
+	Config  struct{ Interface struct{ Types []string } }
+}
+
+// plugins are the enabled network drivers among the engine's managed plugins.
+func (e *engine) plugins(ctx context.Context) (drivers []managed, err error) {
+	var all []managed
+	if err := e.get(ctx, "/plugins", &all); err != nil {
+		return nil, err
+	}
+	return slices.DeleteFunc(all, func(p managed) bool {
+		return !p.Enabled || !slices.Contains(p.Config.Interface.Types, "docker.networkdriver/1.0")
+	}), nil
 }

@@ -78,7 +78,12 @@ func (c *creator) last() string {
 
 func newCreator(t *testing.T, takeOver bool) (*rig, *creator) {
 	c := &creator{plugins: fixture(t, "20.10", "plugins.json"), networks: map[string]map[string]any{}}
-	r := newRig(t, c.ServeHTTP, func(cfg *Config) { cfg.TakeOver = takeOver })
+	r := newRig(t, c.ServeHTTP, func(cfg *Config) {
+		cfg.TakeOver, cfg.Options = takeOver, []string{"com.docker.network.driver.mtu"}
+	})
+	var plugins []managed
+	require.NoError(t, json.Unmarshal([]byte(c.plugins), &plugins))
+	r.daemon.socket = "/run/docker/plugins/" + plugins[0].ID + "/portolan.sock"
 	return r, c
 }
 

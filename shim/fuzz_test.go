@@ -90,11 +90,11 @@ func FuzzCreate(f *testing.F) {
 		if !ok || d[root.from] != '{' {
 			return
 		}
-		if d.takesOver(root) {
+		if d.takesOver(root, []string{"a"}) {
 			edited := d.apply([]edit{d.set(root, "Driver", []byte(`"x"`))})
 			same(t, body, edited, "Driver")
 			e, root, _ := parse(edited)
-			assert.False(t, e.takesOver(root), "%q", edited)
+			assert.False(t, e.takesOver(root, []string{"a"}), "%q", edited)
 		}
 		if d.publishesOnBridge(root) {
 			edited := d.apply(d.moveToDefault(root))

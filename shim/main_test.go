@@ -2,6 +2,7 @@ package shim
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -188,6 +189,7 @@ type daemon struct {
 	endpoints map[string]Endpoint
 	away      error         // what every method says, if not nil
 	stuck     chan struct{} // methods wait for it, if not nil
+	socket    string        // "" is that of a daemon that is no plugin
 	refused   string        // an endpoint that SetOwner does not take
 	told      int           // calls of SetOwner
 	asked     int
@@ -214,6 +216,12 @@ func (d *daemon) Endpoints(ctx context.Context) (map[string]Endpoint, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return maps.Clone(d.endpoints), d.away
+}
+
+func (d *daemon) Socket(context.Context) (string, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return cmp.Or(d.socket, "/run/docker/plugins/portolan.sock"), d.away
 }
 
 func (d *daemon) SetOwner(_ context.Context, id string, o Owner) error {

@@ -46,7 +46,10 @@ type Config struct {
 	// driver or with Docker's bridge, and puts containers that publish ports
 	// without naming a network on a Portolan network of that name.
 	TakeOver bool
-	Log      *slog.Logger // nil is silent
+	// Options are the network options that the driver knows. With TakeOver a
+	// network that has another one stays Docker's, whose bridge ignores it.
+	Options []string
+	Log     *slog.Logger // nil is silent
 }
 
 // Daemon is the Portolan daemon. Every method is an error when no daemon
@@ -54,6 +57,9 @@ type Config struct {
 type Daemon interface {
 	// Endpoints are those of now, by ID. The map is the caller's.
 	Endpoints(ctx context.Context) (map[string]Endpoint, error)
+	// Socket is the path of the socket on which the daemon answers. The engine
+	// knows the driver by that of the file, or by the plugin that has the folder.
+	Socket(ctx context.Context) (string, error)
 	// SetOwner says which container an endpoint belongs to.
 	SetOwner(ctx context.Context, endpoint string, o Owner) error
 }

@@ -2,10 +2,13 @@ package shim
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
+	"path/filepath"
 	"slices"
 	"strings"
 )
@@ -21,8 +24,8 @@ const (
 )
 
 // takesOver says whether the body of POST /networks/create asks for what
-// Docker's bridge would do on this host.
-func (d doc) takesOver(root span) bool {
+// Docker's bridge would do on this host, and the driver can do.
+func (d doc) takesOver(root span, known []string) bool {
 	driver, ok := d.member(root, "Driver")
 	scope, ok2 := d.member(root, "Scope")
 	if !ok || !ok2 || driver != "" && driver != "bridge" || scope != "" && scope != "local" {
@@ -33,8 +36,14 @@ func (d doc) takesOver(root span) bool {
 			return false
 		}
 	}
-	_, isDocker0 := d.get(root, "Options", "com.docker.network.bridge.default_bridge")
-	return !isDocker0
+	if options, ok := d.get(root, "Options"); ok {
+		for key := range d.members(options) {
+			if name, _ := d.str(key); !slices.Contains(known, name) {
+				return false
+			}
+		}
+	}
+	return true
 }
 
 // isSet says whether a member is there, and is not what stands for nothing in
@@ -54,15 +63,30 @@ func (d doc) isSet(object span, name string) bool {
 		!slices.Contains([]string{"null", "false", `""`}, string(d.text(value)))
 }
 
-// driver is the name under which the engine knows Portolan.
+// driver is the name under which the engine knows the daemon that answers: that
+// of its plugin, or that of its socket where it is none.
 func (s *Shim) driver(ctx context.Context) (string, error) {
-	if name := s.plugin(ctx); name != "" {
-		return name, nil
-	}
 	if _, err := s.ask(ctx)(); err != nil {
-		return "", fmt.Errorf("no Portolan plugin, and no daemon: %w", err)
+		return "", fmt.Errorf("no Portolan daemon answers: %w", err)
 	}
-	return shortName, nil
+	socket, err := s.cfg.Daemon.Socket(ctx)
+	if err != nil {
+		return "", fmt.Errorf("no Portolan daemon answers: %w", err)
+	}
+	id := filepath.Base(filepath.Dir(socket))
+	if b, err := hex.DecodeString(id); err != nil || len(b) != sha256.Size {
+		return strings.TrimSuffix(filepath.Base(socket), ".sock"), nil
+	}
+	plugins, err := s.engine.plugins(ctx)
+	if err != nil {
+		return "", err
+	}
+	for _, p := range plugins {
+		if p.ID == id {
+			return p.Name, nil
+		}
+	}
+	return "", fmt.Errorf("the daemon at %s is none of the engine's plugins", socket)
 }
 
 // createContainer answers POST /containers/create with Config.TakeOver.
@@ -86,32 +110,34 @@ func (s *Shim) createContainer(w http.ResponseWriter, r *http.Request) {
 	s.forward(w, r, nil)
 }
 
-// bridgeModes are the names of Docker's default network, where there is a name.
-var bridgeModes = []string{"", "default", "bridge"}
-
-// publishesOnBridge says whether a container publishes ports on Docker's default
-// network. Links are that network's alone, and stay there.
+// publishesOnBridge says whether a container publishes ports and names no
+// network. Who names Docker's default network wants that one, and links are that
+// network's alone.
 func (d doc) publishesOnBridge(root span) bool {
 	host, ok := d.get(root, "HostConfig")
 	if !ok || !d.isSet(host, "PortBindings") && !d.isSet(host, "PublishAllPorts") {
 		return false
 	}
 	mode, ok := d.member(host, "NetworkMode")
-	if !ok || !slices.Contains(bridgeModes, mode) || d.isSet(host, "Links") || d.isSet(root, "NetworkDisabled") {
+	if !ok || mode != "" && mode != "default" || d.isSet(host, "Links") || d.isSet(root, "NetworkDisabled") {
 		return false
 	}
-	n := 0
+	named, unnamed := 0, 0
 	if all, ok := d.get(root, "NetworkingConfig", "EndpointsConfig"); ok {
 		for key := range d.members(all) {
 			switch name, _ := d.str(key); name {
 			case defaultNetwork:
 				return false
 			case "default", "bridge":
-				n++
+				unnamed++
+			default:
+				named++
 			}
 		}
 	}
-	return n <= 1 // or two would have the same name
+	// Two would have the same name, and an engine that is given others alone
+	// takes those.
+	return unnamed == 1 || unnamed == 0 && named == 0
 }
 
 // moveToDefault are the edits that put such a container on the default network,

@@ -30,6 +30,7 @@ func TestTakeOverNetworks(t *testing.T) {
 		{"config only", `{"ConfigOnly":true}`, ``},
 		{"config from", `{"ConfigFrom":{"Network":"x"}}`, ``},
 		{"docker0", `{"Options":{"com.docker.network.bridge.default_bridge":"true"}}`, ``},
+		{"an option that Docker's bridge ignores", `{"Options":{"com.docker.network.driver.mtu":"1400","foo":"bar"}}`, ``},
 		{"odd scope", `{"Scope":1}`, ``},
 		{"broken", `{"Name":`, ``},
 	}
@@ -45,17 +46,50 @@ func TestTakeOverNetworks(t *testing.T) {
 	}
 }
 
-// The driver is the daemon's socket where there is no plugin, and Docker's
-// where there is no daemon either.
+// The driver is the plugin that has the daemon's socket, or the socket itself.
 func TestTakeOverDriver(t *testing.T) {
+	const id = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
+	plugin := func(id, name string) string {
+		return fmt.Sprintf(`[{"Id":%q,"Name":%q,"Enabled":true,"Config":{"Interface":{"Types":["docker.networkdriver/1.0"]}}}]`, id, name)
+	}
+	for _, tt := range []struct {
+		name, plugins, socket string
+		away                  error
+		want                  string // empty: it stays Docker's
+	}{
+		{"a service", `[]`, "/run/docker/plugins/portolan.sock", nil, "portolan"},
+		{"a service under another name", `[]`, "/run/docker/plugins/ports.sock", nil, "ports"},
+		{"a service beside a plugin", plugin(id, "portolan:latest"), "/run/docker/plugins/portolan.sock", nil, "portolan"},
+		{"a plugin under another name", plugin(id, "ports:v1"), "/run/docker/plugins/" + id + "/portolan.sock", nil, "ports:v1"},
+		{"a plugin of another engine", plugin(id[1:]+"0", "portolan:latest"), "/run/docker/plugins/" + id + "/portolan.sock", nil, ""},
+		{"plugins not known", ``, "/run/docker/plugins/" + id + "/portolan.sock", nil, ""},
+		{"no daemon", plugin(id, "portolan:latest"), "/run/docker/plugins/" + id + "/portolan.sock", errors.New("gone"), ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			r, c := newCreator(t, true)
+			c.plugins = tt.plugins
+			r.daemon.set(func(d *daemon) { d.socket, d.away = tt.socket, tt.away })
+			r.do(http.MethodPost, "/networks/create", `{"Driver":"bridge"}`)
+			if tt.want == "" {
+				assert.Equal(t, `{"Driver":"bridge"}`, c.last())
+				assert.Equal(t, 1, r.logged.count("a network stays Docker's"))
+				return
+			}
+			assert.Equal(t, fmt.Sprintf(`{"Driver":%q}`, tt.want), c.last())
+		})
+	}
+}
+
+// A daemon that hangs is no driver that a container could start with.
+func TestTakeOverDaemonStuck(t *testing.T) {
 	r, c := newCreator(t, true)
-	c.plugins = `[]`
-	r.do(http.MethodPost, "/networks/create", `{"Driver":"bridge"}`)
-	assert.Equal(t, `{"Driver":"portolan"}`, c.last())
-	r.daemon.set(func(d *daemon) { d.away = errors.New("no daemon") })
-	r.do(http.MethodPost, "/networks/create", `{"Driver":"bridge"}`)
-	assert.Equal(t, `{"Driver":"bridge"}`, c.last())
-	assert.Equal(t, 1, r.logged.count("a network stays Docker's"))
+	stuck := make(chan struct{})
+	t.Cleanup(func() { close(stuck) })
+	r.daemon.set(func(d *daemon) { d.stuck = stuck })
+	_, body := r.do(http.MethodPost, "/containers/create", publishing)
+	assert.Contains(t, body, "this container is on Docker's bridge, not on Portolan")
+	assert.Equal(t, publishing, c.last())
+	assert.Zero(t, c.made)
 }
 
 func TestTakeOverContainers(t *testing.T) {
@@ -63,15 +97,17 @@ func TestTakeOverContainers(t *testing.T) {
 	tests := []struct{ name, body, want string }{
 		{"no network", `{"Image":"i","HostConfig":{` + ports + `}}`, `{"Image":"i","HostConfig":{"NetworkMode":"portolan",` + ports + `}}`},
 		{"default", `{"HostConfig":{"NetworkMode":"default",` + ports + `},"NetworkingConfig":{"EndpointsConfig":{}}}`, `{"HostConfig":{"NetworkMode":"portolan",` + ports + `},"NetworkingConfig":{"EndpointsConfig":{}}}`},
-		{"bridge", `{"HostConfig":{` + ports + `,"NetworkMode":"bridge","Links":[]}}`, `{"HostConfig":{` + ports + `,"NetworkMode":"portolan","Links":[]}}`},
+		{"no links", `{"HostConfig":{` + ports + `,"NetworkMode":"default","Links":[]}}`, `{"HostConfig":{` + ports + `,"NetworkMode":"portolan","Links":[]}}`},
 		{"empty", `{"HostConfig":{"NetworkMode":"",` + ports + `,"Links":null}}`, `{"HostConfig":{"NetworkMode":"portolan",` + ports + `,"Links":null}}`},
 		{"settings of the endpoint", `{"NetworkingConfig":{"EndpointsConfig":{"default":{"MacAddress":"02:00:00:00:00:01"}}},"HostConfig":{"NetworkMode":"default",` + ports + `}}`, `{"NetworkingConfig":{"EndpointsConfig":{"portolan":{"MacAddress":"02:00:00:00:00:01"}}},"HostConfig":{"NetworkMode":"portolan",` + ports + `}}`},
-		{"and of another one", `{"HostConfig":{"NetworkMode":"bridge",` + ports + `},"NetworkingConfig":{"EndpointsConfig":{"other":{},"bridge":null}}}`, `{"HostConfig":{"NetworkMode":"portolan",` + ports + `},"NetworkingConfig":{"EndpointsConfig":{"other":{},"portolan":null}}}`},
+		{"and of another one", `{"HostConfig":{"NetworkMode":"default",` + ports + `},"NetworkingConfig":{"EndpointsConfig":{"other":{},"bridge":null}}}`, `{"HostConfig":{"NetworkMode":"portolan",` + ports + `},"NetworkingConfig":{"EndpointsConfig":{"other":{},"portolan":null}}}`},
 		{"all exposed ports", `{"HostConfig":{"PublishAllPorts":true}}`, `{"HostConfig":{"NetworkMode":"portolan","PublishAllPorts":true}}`},
 		{"a port without a host port", `{"HostConfig":{"PortBindings":{"80/tcp":null}}}`, `{"HostConfig":{"NetworkMode":"portolan","PortBindings":{"80/tcp":null}}}`},
 
 		{"no ports", `{"HostConfig":{"NetworkMode":"default","PortBindings":{},"PublishAllPorts":false}}`, ``},
 		{"no settings", `{"Image":"i"}`, ``},
+		{"Docker's bridge by name", `{"HostConfig":{"NetworkMode":"bridge",` + ports + `}}`, ``},
+		{"a network as an endpoint alone", `{"HostConfig":{` + ports + `},"NetworkingConfig":{"EndpointsConfig":{"n1":{}}}}`, ``},
 		{"host", `{"HostConfig":{"NetworkMode":"host",` + ports + `}}`, ``},
 		{"none", `{"HostConfig":{"NetworkMode":"none",` + ports + `}}`, ``},
 		{"another container's", `{"HostConfig":{"NetworkMode":"container:x",` + ports + `}}`, ``},
@@ -137,7 +173,7 @@ func TestNoDefaultNetwork(t *testing.T) {
 			c.networks["portolan"] = map[string]any{"Driver": "bridge", "Labels": ours["Labels"]}
 		}, "network portolan is of driver bridge, not portolan:latest"},
 		{"refused", func(_ *rig, c *creator) { c.refuse = "no addresses left" }, "ask the engine: POST /networks/create: 500 Internal Server Error: no addresses left"},
-		{"no daemon", func(r *rig, c *creator) { c.plugins = "[]"; r.daemon.away = errors.New("gone") }, "no Portolan plugin, and no daemon: gone"},
+		{"no daemon", func(r *rig, _ *creator) { r.daemon.away = errors.New("gone") }, "no Portolan daemon answers: gone"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
