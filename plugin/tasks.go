@@ -68,8 +68,9 @@ func (s server) run(ctx context.Context) error {
 	srv := &http.Server{
 		BaseContext: func(net.Listener) context.Context { return calls },
 		Handler:     s.handler,
-		// A client that connects and says nothing holds a goroutine.
-		ReadHeaderTimeout: 10 * time.Second,
+		// A client that connects and says nothing holds a goroutine. Some connect
+		// before they need it.
+		ReadHeaderTimeout: 5 * time.Minute,
 		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelWarn),
 	}
 	served := make(chan error, 1)

@@ -42,7 +42,34 @@ func newEngine(socket string) *engine {
 	e.kept.ReadBufferSize = ioSize   // downloads are GETs,
 	e.fresh.WriteBufferSize = ioSize // and uploads are not
 	e.fresh.DisableKeepAlives = true
+	e.fresh.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
+		c, err := e.dial(ctx)
+		if lost, ok := ctx.Value(lostKey{}).(func(error)); ok && err == nil {
+			return &watchedConn{Conn: c, lost: lost}, nil
+		}
+		return c, err
+	}
 	return e
+}
+
+// lostKey is the context's key of what to do when the engine goes away before it
+// has answered anything: a func(error).
+type lostKey struct{}
+
+// watchedConn calls lost if nothing could be read.
+type watchedConn struct {
+	net.Conn
+	lost func(error)
+	some bool // has been read
+}
+
+func (c *watchedConn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	c.some = c.some || n > 0
+	if err != nil && !c.some && !errors.Is(err, net.ErrClosed) {
+		c.lost(err)
+	}
+	return n, err
 }
 
 func (e *engine) transport() *http.Transport {

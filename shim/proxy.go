@@ -14,6 +14,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
 // errLeft says that a response was left as it is although it had to be edited.
@@ -26,9 +27,10 @@ func (s *Shim) forward(w http.ResponseWriter, r *http.Request, rw *rewrite) {
 	w.Header()["Content-Type"], w.Header()["Date"] = nil, nil
 	// The engine may answer while it reads, as docker load's progress does. A
 	// server would otherwise drop the rest of the body. HTTP/1 has it.
-	_ = http.NewResponseController(w).EnableFullDuplex()
-	body := &clientBody{ReadCloser: r.Body}
-	in := *r
+	client := http.NewResponseController(w)
+	_ = client.EnableFullDuplex()
+	body := &clientBody{ReadCloser: r.Body, client: client}
+	in := r.WithContext(context.WithValue(r.Context(), lostKey{}, body.lost))
 	in.Body = body
 	proxy := httputil.ReverseProxy{
 		Rewrite:       outgoing,
@@ -48,6 +50,10 @@ func (s *Shim) forward(w http.ResponseWriter, r *http.Request, rw *rewrite) {
 				rw.otherwise()
 				return
 			}
+			if lost := body.engine.Load(); lost != nil {
+				s.unavailable(w, *lost) // the context has ended with the body
+				return
+			}
 			if failed := body.failed.Load(); failed != nil && r.Context().Err() == nil {
 				message(w, http.StatusBadRequest, "read the request's body: "+(*failed).Error())
 				return
@@ -55,22 +61,38 @@ func (s *Shim) forward(w http.ResponseWriter, r *http.Request, rw *rewrite) {
 			s.refuse(w, r, err)
 		},
 	}
-	proxy.ServeHTTP(w, &in)
+	proxy.ServeHTTP(w, in)
 }
 
 // clientBody remembers why a request's body could not be read, which is not the
 // engine's fault.
 type clientBody struct {
 	io.ReadCloser
+	client *http.ResponseController
+	ended  atomic.Bool
 	failed atomic.Pointer[error]
+	engine atomic.Pointer[error] // why the engine went away before it answered
 }
 
 func (b *clientBody) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
-	if err != nil && err != io.EOF { //nolint:errorlint // as every reader says it
+	switch {
+	case err == io.EOF: //nolint:errorlint // as every reader says it
+		b.ended.Store(true)
+	case err != nil:
 		b.failed.Store(&err)
 	}
 	return n, err
+}
+
+// lost ends the wait for more of the body: the engine has gone, and a transport
+// does not say so before the client has sent something.
+func (b *clientBody) lost(err error) {
+	if b.ended.Load() {
+		return // the transport says so
+	}
+	b.engine.Store(&err)
+	_ = b.client.SetReadDeadline(time.Now())
 }
 
 // outgoing undoes what ReverseProxy does for proxies between networks: the
@@ -97,6 +119,11 @@ func (s *Shim) refuse(w http.ResponseWriter, r *http.Request, err error) {
 	if r.Context().Err() != nil || errors.Is(err, context.Canceled) {
 		panic(http.ErrAbortHandler)
 	}
+	s.unavailable(w, err)
+}
+
+// unavailable says that the engine does not answer.
+func (s *Shim) unavailable(w http.ResponseWriter, err error) {
 	s.engineUp.note(err)
 	message(w, http.StatusServiceUnavailable, fmt.Sprintf("the engine does not answer on %s: %v", s.cfg.Engine, cause(err)))
 }

@@ -313,6 +313,30 @@ func TestUploadBreaksOff(t *testing.T) {
 	assert.Zero(t, r.logged.count("does not answer"), "it is not the engine's fault")
 }
 
+// An engine that dies while a client thinks about the rest of its upload is
+// reported at once, as without the shim.
+func TestEngineDiesDuringUpload(t *testing.T) {
+	for name, head := range map[string]string{
+		"in chunks":      "Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n",
+		"of some length": "Content-Length: 1000\r\n\r\nabc",
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t, func(w http.ResponseWriter, r *http.Request) {
+				_, err := io.ReadFull(r.Body, make([]byte, 3))
+				assert.NoError(t, err)
+				c, _, err := http.NewResponseController(w).Hijack()
+				if assert.NoError(t, err) {
+					c.Close()
+				}
+			})
+			status, _, body := exchange(t, r.api, "POST /images/load HTTP/1.1\r\nHost: d\r\n"+head)
+			assert.Equal(t, "HTTP/1.1 503 Service Unavailable", status)
+			assert.Equal(t, fmt.Sprintf("{\"message\":\"the engine does not answer on %s: EOF\"}\n", r.engine), body)
+			assert.Equal(t, 1, r.logged.count("the engine does not answer"))
+		})
+	}
+}
+
 func TestBadBody(t *testing.T) {
 	r := newRig(t, reflect)
 	status, _, body := exchange(t, r.api, "POST /images/load HTTP/1.1\r\nHost: d\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\nwhat?\r\n")

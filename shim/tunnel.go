@@ -66,6 +66,10 @@ func requestHead(r *http.Request) []byte {
 	return head.Bytes()
 }
 
+// tunnelSize is the size in bytes of a tunnel's two buffers. Each attached
+// client has them, and few send much.
+const tunnelSize = 32 << 10
+
 // halves are what unix and TCP connections have: an end for each direction.
 type halves interface {
 	CloseRead() error
@@ -75,9 +79,8 @@ type halves interface {
 // pass copies input, the end of which comes from src, to dst until it ends, and
 // passes on how it has ended: with a half-close, or with all of the connection.
 func pass(dst, src net.Conn, input io.Reader) {
-	buf := copyBuffers.Get()
+	buf := make([]byte, tunnelSize)
 	_, err := io.CopyBuffer(struct{ io.Writer }{dst}, struct{ io.Reader }{input}, buf) // with no buffers of their own
-	copyBuffers.Put(buf)
 	d, ok := dst.(halves)
 	s, ok2 := src.(halves)
 	if !ok || !ok2 {
