@@ -36,7 +36,8 @@ func (p *hostPort) serve(t Target, cfg proxy.UDPConfig) error {
 	} else if p.Proto == TCP {
 		p.proxy = proxy.ServeTCP(p.TCP, p.backend, proxy.TCPConfig{Files: cfg.Files, Log: cfg.Log})
 	} else {
-		p.proxy = proxy.ServeUDP(p.UDP, p.backend, cfg)
+		udp := proxy.ServeUDP(p.UDP, p.backend, cfg)
+		p.proxy, p.taken = udp, udp
 	}
 	return p.Open()
 }

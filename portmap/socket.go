@@ -48,6 +48,13 @@ type Socket struct {
 	UDP  *net.UDPConn
 	sctp int // file descriptor, -1 for none
 	held bool
+
+	taken controlled // by the proxy out of UDP, nil before
+}
+
+// controlled is whoever has a socket and lends it for options.
+type controlled interface {
+	Control(f func(fd uintptr)) error
 }
 
 // noSocket stands for a port of a routed network, which reserves nothing.
@@ -102,7 +109,7 @@ func dropAll(fd int) error {
 	return unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &prog)
 }
 
-func control(c syscall.RawConn, f func(fd int) error) error {
+func control(c controlled, f func(fd int) error) error {
 	var err error
 	if cerr := c.Control(func(fd uintptr) { err = f(int(fd)) }); cerr != nil {
 		return cerr
@@ -168,9 +175,11 @@ func (s *Socket) Shut() error {
 }
 
 func (s *Socket) control(f func(fd int) error) error {
-	var c syscall.RawConn
+	var c controlled
 	var err error
 	switch {
+	case s.taken != nil:
+		c = s.taken
 	case s.TCP != nil:
 		c, err = s.TCP.SyscallConn()
 	case s.UDP != nil:

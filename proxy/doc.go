@@ -22,8 +22,13 @@
 //
 // A flow is one client talking to one local address. It has a socket of its
 // own, connected to the backend, and is answered from the address that the
-// client used. A datagram that cannot be sent on at once is dropped, as a
-// router would; boundaries and empty datagrams are kept.
+// client used. A request that cannot be sent on at once is dropped, as a router
+// would; replies wait for a slow device, and the flows of that port with them.
+// Boundaries and empty datagrams are kept.
+//
+// One loop on one thread carries the datagrams of all ports: it reads and sends
+// many at a time (recvmmsg, sendmmsg), and those of one size to the same place as
+// one message that the kernel cuts apart (UDP_SEGMENT).
 //
 // # SCTP
 //
@@ -33,7 +38,8 @@
 // # Ownership
 //
 // A Proxy owns its socket and every goroutine and connection that comes of it;
-// Close ends them all and waits. An idle socket costs one goroutine and no
-// buffer: buffers are taken once there is something to read. Proxies that share
-// a Files leave open files to one another and to the rest of the process.
+// Close ends them all and waits. An idle TCP socket costs one goroutine, an idle
+// UDP socket none, and neither a buffer; the loop of all UDP sockets is there as
+// long as any of them. Proxies that share a Files leave open files to one another
+// and to the rest of the process.
 package proxy

@@ -25,13 +25,13 @@ type Files struct {
 	taken atomic.Int64
 }
 
-// take counts n files for the socket c, which has just been opened and is one of
+// take counts n files for the socket fd, which has just been opened and is one of
 // them. Where it is false there is no room, and nothing is counted.
-func (f *Files) take(n int64, c syscall.Conn) bool {
+func (f *Files) take(n int64, fd int) bool {
 	if f == nil {
 		return true
 	}
-	if KeptBack(fdOf(c)) {
+	if KeptBack(fd) {
 		return false
 	}
 	if f.taken.Add(n) > int64(openFiles()/2) {

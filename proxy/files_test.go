@@ -120,7 +120,7 @@ func TestFlowsTakeHalfOfTheFiles(t *testing.T) {
 		clients = append(clients, c)
 		exchange(t, c, addrPort(p.Addr()), []byte("hello"))
 	}
-	assert.Equal(t, 3, p.flows.len())
+	assert.Equal(t, 3, p.flowCount())
 	assert.Equal(t, int64(100), files.taken.Load())
 	exchange(t, clients[0], addrPort(p.Addr()), []byte("again"))
 

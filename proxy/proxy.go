@@ -35,9 +35,10 @@ var (
 // socket. Of a UDP datagram it is the destination as sent: the broadcast or
 // multicast address, if that is what the client used.
 //
-// It is called from the proxy's goroutines, several at a time, and other
-// traffic of the socket may wait for it. Close waits for it too, so it must not take a lock
-// that the caller of Close holds.
+// It is called from the proxy's goroutines, several at a time, and other traffic
+// waits for it: that of the socket, or of all UDP sockets. So it must be quick.
+// Close and Reset wait for it too, so it must not call them, nor take a lock that
+// their caller holds.
 type BackendFunc func(local netip.AddrPort) (netip.AddrPort, bool)
 
 // Bounds of the pause after an error that may pass (EMFILE, ENOMEM): short
@@ -51,11 +52,15 @@ const (
 // to zero by success.
 type backoff time.Duration
 
-// pause sleeps for minPause, then for twice as long each time up to maxPause,
-// or until ctx ends.
-func (b *backoff) pause(ctx context.Context) {
+// next is minPause, then twice as long each time up to maxPause.
+func (b *backoff) next() time.Duration {
 	*b = min(max(*b*2, backoff(minPause)), backoff(maxPause))
-	t := time.NewTimer(time.Duration(*b))
+	return time.Duration(*b)
+}
+
+// pause sleeps for next, or until ctx ends.
+func (b *backoff) pause(ctx context.Context) {
+	t := time.NewTimer(b.next())
 	defer t.Stop()
 	select {
 	case <-t.C:

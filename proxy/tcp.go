@@ -130,7 +130,7 @@ func (p *TCP) acceptLoop() {
 			continue
 		}
 		wait = 0
-		if !p.files.take(filesOfConn, client) {
+		if !p.files.take(filesOfConn, fdOf(client)) {
 			if p.failing.now() {
 				p.log.Warn("refuse connections: too many open files; raise the limit of this process (systemd: LimitNOFILE=)",
 					"frontend", p.Addr(), "client", client.RemoteAddr())

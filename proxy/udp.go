@@ -1,14 +1,12 @@
 package proxy
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"net/netip"
 	"sync"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -21,16 +19,11 @@ const (
 	DefaultIdle = 90 * time.Second
 	// DefaultMaxFlows bounds what one port can take from the others. A flow is
 	// a file descriptor, and a managed plugin may have 20,000 for all ports
-	// together; it is also about 10 KiB of memory. Clients of one request each,
+	// together; it is also about 3 KiB of memory. Clients of one request each,
 	// as of a DNS server, may be far more: their flows are the idlest, and
 	// nobody misses them.
 	DefaultMaxFlows = 1024
 )
-
-// batch is how many datagrams are read in a row before the socket is looked at
-// anew: many enough to save the poller's work, few enough that a flood cannot
-// keep Close waiting.
-const batch = 64
 
 // UDPConfig has the settings of a UDP proxy. The zero value is usable.
 type UDPConfig struct {
@@ -48,30 +41,42 @@ type UDPConfig struct {
 	Log *slog.Logger
 }
 
-// UDP is the proxy of one UDP socket.
+// UDP is the proxy of one UDP socket. Its state belongs to the hub.
 type UDP struct {
-	conn    *net.UDPConn
-	raw     syscall.RawConn // of conn
-	local   netip.AddrPort  // of conn
-	backend BackendFunc
-	idle    time.Duration
-	files   *Files
-	log     *slog.Logger
+	addr     net.Addr
+	local    netip.AddrPort // addr
+	backend  BackendFunc
+	idle     time.Duration
+	maxFlows int
+	files    *Files
+	log      *slog.Logger
+	shut     func() error // shutdown, once
 
-	ctx    context.Context // ends pauses
-	cancel context.CancelFunc
-	wg     sync.WaitGroup
-	shut   func() error // shutdown, once
+	hub    *hub
+	loop   *loop // nil before join
+	fd     int   // -1 once closed
+	conn   *net.UDPConn
 	flows  flowTable
+	closed bool
 
-	// Of the reading goroutine alone.
-	readErr error // of the last drain
+	answers chain // in the loop's batch
+	waiting waiting
+
+	due   time.Time // of deadlines, as is place
+	place int
+
+	receive func(b *batch, fd int) (int, error)
 	failing sparsely
+	wait    backoff
+	retry   time.Time   // when to read again after an error; usually zero
+	rejoin  *time.Timer // after an error of join
 }
 
 // ServeUDP serves the datagrams of conn, which it owns from here on, until
 // Close. It asks the kernel for each datagram's destination, so a filter that
 // keeps datagrams away until the port is ready should go only after it returns.
+//
+// The socket is taken out of conn, which is closed; Control leads to it.
 func ServeUDP(conn *net.UDPConn, backend BackendFunc, cfg UDPConfig) *UDP {
 	p := newUDP(conn, backend, cfg)
 	p.start()
@@ -86,133 +91,226 @@ func newUDP(conn *net.UDPConn, backend BackendFunc, cfg UDPConfig) *UDP {
 		cfg.MaxFlows = DefaultMaxFlows
 	}
 	p := &UDP{
-		conn:    conn,
-		local:   plain(addrPort(conn.LocalAddr())),
-		backend: backend,
-		idle:    cfg.Idle,
-		files:   cfg.Files,
-		log:     orSilent(cfg.Log),
-		flows:   flowTable{max: cfg.MaxFlows},
+		addr:     conn.LocalAddr(),
+		local:    plain(addrPort(conn.LocalAddr())),
+		backend:  backend,
+		idle:     cfg.Idle,
+		maxFlows: cfg.MaxFlows,
+		files:    cfg.Files,
+		log:      orSilent(cfg.Log),
+		hub:      &udpHub,
+		receive:  (*batch).receiveRequests,
 	}
-	p.raw, _ = conn.SyscallConn() // fails for a nil conn alone
-	p.ctx, p.cancel = context.WithCancel(context.Background())
+	p.takeSocket(conn)
 	p.shut = sync.OnceValue(p.shutdown)
 	return p
 }
 
+// takeSocket has the scheduler's poller, where package net has every socket, not
+// be woken for each datagram as well.
+func (p *UDP) takeSocket(conn *net.UDPConn) {
+	old := fdOf(conn)
+	p.fd = old
+	if old < 0 {
+		return // closed: there is nothing to serve
+	}
+	fd, err := unix.FcntlInt(uintptr(old), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil { // no file left: it works so too
+		p.conn = conn
+		return
+	}
+	_ = conn.Close()
+	p.fd = fd
+}
+
 func (p *UDP) start() {
-	if err := enablePktinfo(p.raw); err != nil {
+	p.hub.mu.Lock()
+	defer p.hub.mu.Unlock()
+	if p.fd < 0 {
+		return
+	}
+	if err := enablePktinfo(p.fd); err != nil {
 		// Replies leave from the address that the kernel prefers, which is
 		// right wherever there is only one.
 		p.log.Warn("ask for destination addresses", "frontend", p.local, "err", err)
 	}
-	enlargeBuffers(p.raw)
-	_ = p.conn.SetReadDeadline(time.Time{}) // of whoever had conn before
-	p.wg.Add(1)
-	go p.readLoop()
+	enlargeBuffers(p.fd)
+	p.join()
+}
+
+// join enters the loop, or tries again later: what is missing is memory or files.
+func (p *UDP) join() {
+	l, err := p.hub.enter()
+	if err == nil {
+		p.loop = l
+		if err = l.watch(p.fd, p, unix.EPOLLIN); err == nil {
+			p.wait = 0
+			return
+		}
+		p.loop = nil
+		p.hub.leave() // nothing to wait for: the loop has done nothing for p
+	}
+	if p.failing.now() {
+		p.log.Warn("serve datagrams", "frontend", p.local, "err", err)
+	}
+	p.rejoin = time.AfterFunc(p.wait.next(), func() {
+		p.hub.mu.Lock()
+		defer p.hub.mu.Unlock()
+		if !p.closed {
+			p.join()
+		}
+	})
 }
 
 // Addr is the socket's address.
-func (p *UDP) Addr() net.Addr { return p.conn.LocalAddr() }
+func (p *UDP) Addr() net.Addr { return p.addr }
+
+// Control calls f with the socket, which f must not close. It is for options and
+// filters.
+func (p *UDP) Control(f func(fd uintptr)) error {
+	p.hub.mu.Lock()
+	defer p.hub.mu.Unlock()
+	if p.fd < 0 {
+		return net.ErrClosed
+	}
+	f(uintptr(p.fd))
+	return nil
+}
 
 // Reset ends every flow. The next datagram of each client is looked up again.
 func (p *UDP) Reset() {
-	for _, f := range p.flows.takeAll(false) {
-		f.close()
+	p.hub.mu.Lock()
+	defer p.hub.mu.Unlock()
+	p.endFlows()
+}
+
+func (p *UDP) endFlows() {
+	for f := p.flows.idlest(); f != nil; f = p.flows.idlest() {
+		p.endFlow(f)
 	}
 }
 
-// Close closes the socket, ends every flow, and returns when every goroutine
-// has ended. The error is that of closing the socket; closing again returns it
-// again.
+func (p *UDP) endFlow(f *flow) {
+	p.flows.remove(f)
+	f.end()
+}
+
+// Close closes the socket, ends every flow, and returns when nothing of them is
+// under way; the last proxy's Close also ends the loop. The error is that of
+// closing the socket; closing again returns it again.
 func (p *UDP) Close() error { return p.shut() }
 
-// shutdown closes the frontend first, which also frees the flows that wait to
-// write to it.
 func (p *UDP) shutdown() error {
-	p.cancel()
-	err := p.conn.Close()
-	for _, f := range p.flows.takeAll(true) {
-		f.close()
+	p.hub.mu.Lock()
+	p.closed = true
+	if p.rejoin != nil {
+		p.rejoin.Stop()
 	}
-	p.wg.Wait()
+	p.endFlows()
+	var ended <-chan struct{}
+	if l := p.loop; l != nil {
+		l.due.set(p, time.Time{})
+		l.unwatch(p.fd)
+		ended = p.hub.leave()
+	}
+	err := p.closeSocket()
+	p.hub.mu.Unlock()
+	if ended != nil {
+		<-ended
+	}
 	if err != nil && !errors.Is(err, net.ErrClosed) {
 		return fmt.Errorf("close udp proxy %s: %w", p.Addr(), err)
 	}
 	return nil
 }
 
-// readLoop ends when the socket is closed, and only then.
-func (p *UDP) readLoop() {
-	defer p.wg.Done()
-	var wait backoff
-	for {
-		p.readErr = nil
-		err := p.raw.Read(p.drain)
-		if errors.Is(err, net.ErrClosed) {
-			return
-		}
-		if err = errors.Join(err, p.readErr); err != nil {
-			if p.failing.now() {
-				p.log.Warn("read datagrams", "frontend", p.local, "err", err)
-			}
-			wait.pause(p.ctx)
-			continue
-		}
-		wait = 0
+func (p *UDP) closeSocket() error {
+	fd := p.fd
+	p.fd = -1
+	switch {
+	case p.conn != nil:
+		return p.conn.Close()
+	case fd >= 0:
+		return unix.Close(fd)
+	}
+	return nil
+}
+
+// ready is called by the loop.
+func (p *UDP) ready(events uint32) {
+	if events&unix.EPOLLOUT != 0 && p.waiting.resume(p.loop, p.fd) {
+		p.loop.rewatch(p.fd, p.events())
+	}
+	if events&^unix.EPOLLOUT != 0 {
+		p.read()
 	}
 }
 
-// drain sends on what waits at the frontend, at most a batch. It is false, for
-// RawConn to wait until it is called again, when there is no more; while it
-// waits it holds no buffer.
-func (p *UDP) drain(fd uintptr) bool {
-	b := takeBuffer()
-	defer b.put()
-	for range batch {
-		n, oobn, _, from, err := unix.Recvmsg(int(fd), b.data[:], b.oob[:], unix.MSG_DONTWAIT)
-		switch err {
-		case nil:
-			p.forward(b.data[:n], from, parsePktinfo(b.oob[:oobn], p.local.Addr()))
-		case unix.EAGAIN:
-			return false
-		case unix.EINTR:
-		default:
-			p.readErr = err
-			return true
-		}
+// events are those that the loop is to wait for.
+func (p *UDP) events() uint32 {
+	if p.waiting.some() {
+		return unix.EPOLLIN | unix.EPOLLOUT
 	}
-	return true
+	return unix.EPOLLIN
 }
 
-// forward sends one datagram to its flow's backend.
-func (p *UDP) forward(data []byte, from unix.Sockaddr, info pktinfo) {
-	key, ok := newFlowKey(from, info)
-	if !ok {
+// read sends on what waits at the frontend, at most a batch.
+func (p *UDP) read() {
+	l := p.loop
+	n, err := p.receive(l.batch, p.fd)
+	if err != nil {
+		if err = ignore(err); err != nil {
+			p.pause(err)
+		}
 		return
 	}
-	f := p.flows.lookup(key)
-	if f == nil {
-		if f = p.open(key, from, info); f == nil {
-			return
+	p.wait = 0
+	for slot := range n {
+		client, ok := l.batch.names[slot].addrPort()
+		if !ok {
+			continue
+		}
+		info := parsePktinfo(l.batch.oob(slot), p.local.Addr())
+		key := newFlowKey(client, info)
+		f := p.flows.lookup(key)
+		if f == nil {
+			if f = p.open(key, info, l.batch.sender(slot)); f == nil {
+				continue
+			}
+		}
+		if f.requests.add(l.batch, slot) {
+			l.asked = append(l.asked, f)
+			p.flows.touch(f, l.now)
 		}
 	}
-	f.send(data)
+	l.sendRequests()
+}
+
+// pause leaves the frontend alone for a while after an error of reading, which
+// would only be met again.
+func (p *UDP) pause(err error) {
+	if p.failing.now() {
+		p.log.Warn("read datagrams", "frontend", p.local, "err", err)
+	}
+	p.loop.unwatch(p.fd)
+	p.retry = p.loop.now.Add(p.wait.next())
+	p.schedule()
 }
 
 // open makes a flow, or nil if its datagram is to be dropped. The flow is in
 // the table only once nothing can fail any more.
-func (p *UDP) open(key flowKey, from unix.Sockaddr, info pktinfo) *flow {
+func (p *UDP) open(key flowKey, info pktinfo, client address) *flow {
 	local := netip.AddrPortFrom(key.local, p.local.Port())
-	epoch := p.flows.epoch()
 	to, ok := p.backend(local)
 	if !ok {
 		p.log.Debug("drop datagram without backend", "frontend", local, "client", key.client)
 		return nil
 	}
-	f, err := p.newFlow(key, from, info, to)
-	if errors.Is(err, unix.EMFILE) && p.dropIdlest() {
-		f, err = p.newFlow(key, from, info, to)
+	client.source = info.source(key.ifindex)
+	f, err := p.newFlow(key, client, to)
+	if idlest := p.flows.idlest(); errors.Is(err, unix.EMFILE) && idlest != nil {
+		p.endFlow(idlest)
+		f, err = p.newFlow(key, client, to)
 	}
 	if err != nil {
 		if p.failing.now() {
@@ -220,25 +318,43 @@ func (p *UDP) open(key flowKey, from unix.Sockaddr, info pktinfo) *flow {
 		}
 		return nil
 	}
-	evicted, ok := p.flows.insert(f, epoch)
-	if !ok { // Reset or Close came between; to may be the backend of before
-		f.close()
-		return nil
+	if p.flows.len() >= p.maxFlows {
+		p.endFlow(p.flows.idlest())
 	}
-	if evicted != nil {
-		evicted.close()
+	p.flows.insert(f, p.loop.now)
+	if p.place == 0 {
+		p.schedule()
 	}
-	p.wg.Add(1) // cannot race with Wait: this goroutine is counted too
-	go f.run()
 	return f
 }
 
-// dropIdlest makes room for one flow, if there is any to drop.
-func (p *UDP) dropIdlest() bool {
-	f := p.flows.takeIdlest()
-	if f == nil {
-		return false
+// tick does what is due: ends flows that were idle for too long, and reads again
+// after an error.
+func (p *UDP) tick() {
+	l := p.loop
+	for f := p.flows.expired(p.idle, l.now); f != nil; f = p.flows.expired(p.idle, l.now) {
+		p.endFlow(f)
 	}
-	f.close()
-	return true
+	if l.flows == 0 {
+		l.batch.forget()
+	}
+	if !p.retry.IsZero() && !p.retry.After(l.now) {
+		p.retry = time.Time{}
+		if err := l.watch(p.fd, p, p.events()); err != nil {
+			p.retry = l.now.Add(p.wait.next())
+		}
+	}
+	p.schedule()
+}
+
+// schedule says when tick is to be called. Datagrams do not move that time, so
+// it may be too early.
+func (p *UDP) schedule() {
+	due := p.retry
+	if f := p.flows.idlest(); f != nil {
+		if end := f.seen.Add(p.idle); due.IsZero() || end.Before(due) {
+			due = end
+		}
+	}
+	p.loop.due.set(p, due)
 }

@@ -14,6 +14,7 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 )
 
 func listenUDP(t testing.TB, network, host string) *net.UDPConn {
@@ -79,7 +80,7 @@ func serveEcho(t testing.TB, conn *net.UDPConn, answer bool) *echo {
 	e := &echo{conn: conn, seen: make(map[netip.AddrPort]int)}
 	raw, err := conn.SyscallConn()
 	require.NoError(t, err)
-	enlargeBuffers(raw) // what is lost is to be the proxy's fault
+	require.NoError(t, raw.Control(func(fd uintptr) { enlargeBuffers(int(fd)) })) // what is lost is to be the proxy's fault
 	e.done.Go(func() {
 		b := make([]byte, 1<<16)
 		for {
@@ -107,7 +108,8 @@ func (e *echo) stop()                { _ = e.conn.Close(); e.done.Wait() }
 func (e *echo) addr() netip.AddrPort { return addrPort(e.conn.LocalAddr()) }
 func (e *echo) flows() int           { e.mu.Lock(); defer e.mu.Unlock(); return len(e.seen) }
 
-func (t *flowTable) len() int { t.mu.Lock(); defer t.mu.Unlock(); return len(t.flows) }
+// flowCount is how many flows p has.
+func (p *UDP) flowCount() int { p.hub.mu.Lock(); defer p.hub.mu.Unlock(); return p.flows.len() }
 
 func TestUDPKeepsDatagramsAndTheAddressThatTheClientUsed(t *testing.T) {
 	eachPath(t, "udp", func(t *testing.T, p path) {
@@ -180,7 +182,7 @@ func TestUDPCarriesManyFlows(t *testing.T) {
 		require.Equal(t, strconv.Itoa(i), string(got))
 		require.Equal(t, front, from)
 	}
-	require.Equal(t, flows, proxy.flows.len())
+	require.Equal(t, flows, proxy.flowCount())
 	require.Equal(t, flows, backend.flows())
 }
 
@@ -195,12 +197,12 @@ func TestUDPEndsTheIdlestFlowForOneMore(t *testing.T) {
 	exchange(t, b, front, []byte("b"))
 	exchange(t, a, front, []byte("a"))
 	exchange(t, c, front, []byte("c")) // ends b's flow
-	require.Equal(t, 2, proxy.flows.len())
+	require.Equal(t, 2, proxy.flowCount())
 	exchange(t, a, front, []byte("a"))
 	require.Equal(t, 3, backend.flows(), "a has lost its flow")
 	exchange(t, b, front, []byte("b"))
 	require.Equal(t, 4, backend.flows(), "b has kept its flow")
-	require.Equal(t, 2, proxy.flows.len())
+	require.Equal(t, 2, proxy.flowCount())
 }
 
 func TestUDPEndsAnIdleFlow(t *testing.T) {
@@ -210,7 +212,7 @@ func TestUDPEndsAnIdleFlow(t *testing.T) {
 	proxy := startUDP(t, p, to(backend.addr()), UDPConfig{Idle: 200 * time.Millisecond})
 	client, front := clientUDP(t, p), at(p.client, proxy.Addr())
 	exchange(t, client, front, []byte("one"))
-	eventually(t, func() bool { return proxy.flows.len() == 0 }, "the flow does not end")
+	eventually(t, func() bool { return proxy.flowCount() == 0 }, "the flow does not end")
 	exchange(t, client, front, []byte("two"))
 	require.Equal(t, 2, backend.flows())
 }
@@ -265,7 +267,7 @@ func TestUDPKeepsAFlowThatSendsOneWay(t *testing.T) {
 			for flow = range backend.seen {
 			}
 		}, func() { _, _ = backend.conn.WriteToUDPAddrPort([]byte("tick"), flow) })
-		require.Equal(t, 1, proxy.flows.len())
+		require.Equal(t, 1, proxy.flowCount())
 	})
 }
 
@@ -289,7 +291,7 @@ func TestUDPFlowOutlivesARefusingBackend(t *testing.T) {
 		for range 5 {
 			sendUDP(t, client, front, []byte("anybody"))
 		}
-		eventually(t, func() bool { return proxy.flows.len() == 1 }, "no flow")
+		eventually(t, func() bool { return proxy.flowCount() == 1 }, "no flow")
 		up, err := net.ListenUDP("udp", addr.(*net.UDPAddr))
 		require.NoError(t, err)
 		backend := serveEcho(t, up, true)
@@ -300,27 +302,46 @@ func TestUDPFlowOutlivesARefusingBackend(t *testing.T) {
 			}
 		}
 		require.Equal(t, 1, backend.flows())
-		require.Equal(t, 1, proxy.flows.len())
+		require.Equal(t, 1, proxy.flowCount())
 	})
 }
 
-// The ICMP error of one datagram must not cost the next.
+// The ICMP error of one datagram must not cost the next, be it read with the
+// replies or met by the next datagram.
 func TestUDPSendsDespiteAPendingError(t *testing.T) {
 	noLeaks(t)
 	down := listenUDP(t, "udp", "127.0.0.1")
 	addr := down.LocalAddr().(*net.UDPAddr)
 	require.NoError(t, down.Close())
-	proxy := startUDP(t, localPath("udp"), toNone, UDPConfig{})
-	f, err := proxy.newFlow(flowKey{}, nil, pktinfo{src: netip.IPv6Unspecified()}, addr.AddrPort()) // nobody reads it
+	fd, err := connectUDP(addr.AddrPort())
 	require.NoError(t, err)
-	defer f.close()
-	f.send([]byte("refused"))
+	defer func() { assert.NoError(t, unix.Close(fd)) }()
+	var out outbox
+	sendAll := func(sizes ...int) {
+		for _, size := range sizes {
+			out.add(bytes.Repeat([]byte{byte(size)}, size+1)[:size], nil, nil, new(1000))
+		}
+		out.send(fd, func(*flow, *unix.Iovec) { t.Error("no room") })
+	}
+	sendAll(7)
 	up, err := net.ListenUDP("udp", addr)
 	require.NoError(t, err)
 	defer func() { _ = up.Close() }()
-	f.send([]byte("there"))
+	sendAll(5)
 	got, _ := receiveUDP(t, up)
-	require.Equal(t, "there", string(got))
+	require.Len(t, got, 5)
+
+	require.NoError(t, up.Close())
+	sendAll(7)
+	up, err = net.ListenUDP("udp", addr)
+	require.NoError(t, err)
+	defer func() { _ = up.Close() }()
+	want := []int{9, 9, 9, 0, 3, 8}
+	sendAll(want...)
+	for _, size := range want {
+		got, _ := receiveUDP(t, up)
+		require.Len(t, got, size)
+	}
 }
 
 func TestUDPDropsWhatHasNoBackend(t *testing.T) {
@@ -333,7 +354,7 @@ func TestUDPDropsWhatHasNoBackend(t *testing.T) {
 	client := clientUDP(t, p)
 	sendUDP(t, client, at("127.0.0.2", proxy.Addr()), []byte("refused"))
 	exchange(t, client, at("127.0.0.1", proxy.Addr()), []byte("served"))
-	require.Equal(t, 1, proxy.flows.len())
+	require.Equal(t, 1, proxy.flowCount())
 }
 
 func TestUDPResetMovesClientsToTheNewBackend(t *testing.T) {
@@ -360,7 +381,7 @@ func TestUDPCloseEndsFlowsAndFreesThePort(t *testing.T) {
 		exchange(t, clientUDP(t, p), at(p.client, proxy.Addr()), []byte("ask"))
 		require.NoError(t, proxy.Close())
 		require.NoError(t, proxy.Close(), "again")
-		require.Zero(t, proxy.flows.len())
+		require.Zero(t, proxy.flowCount())
 
 		addr := proxy.Addr().String()
 		c, err := net.ListenPacket(p.network, addr)
@@ -394,7 +415,7 @@ func TestUDPCloseAndResetUnderLoad(t *testing.T) {
 				}
 			})
 		}
-		eventually(t, func() bool { return proxy.flows.len() == 8 }, "no load")
+		eventually(t, func() bool { return proxy.flowCount() == 8 }, "no load")
 		for range 20 {
 			proxy.Reset()
 		}
@@ -405,22 +426,8 @@ func TestUDPCloseAndResetUnderLoad(t *testing.T) {
 		closers.Wait()
 		close(stop)
 		senders.Wait()
-		require.Zero(t, proxy.flows.len())
+		require.Zero(t, proxy.flowCount())
 	}
-}
-
-// brokenRead fails some times before it reads.
-type brokenRead struct {
-	syscall.RawConn
-	failures int
-}
-
-func (b *brokenRead) Read(f func(fd uintptr) bool) error {
-	if b.failures > 0 {
-		b.failures--
-		return syscall.ENOMEM
-	}
-	return b.RawConn.Read(f)
 }
 
 func TestUDPOutlivesErrorsOfRead(t *testing.T) {
@@ -428,7 +435,14 @@ func TestUDPOutlivesErrorsOfRead(t *testing.T) {
 	backend := startEcho(t, "127.0.0.1")
 	var lines lineCount
 	proxy := newUDP(listenUDP(t, "udp", "127.0.0.1"), to(backend.addr()), UDPConfig{Log: lines.logger()})
-	proxy.raw = &brokenRead{RawConn: proxy.raw, failures: 3}
+	failures := 3
+	proxy.receive = func(b *batch, fd int) (int, error) {
+		if failures > 0 {
+			failures--
+			return 0, syscall.ENOMEM
+		}
+		return b.receiveRequests(fd)
+	}
 	proxy.start()
 	t.Cleanup(func() { assert.NoError(t, proxy.Close()) })
 	exchange(t, clientUDP(t, localPath("udp")), addrPort(proxy.Addr()), []byte("ask"))
@@ -470,7 +484,7 @@ func TestUDPLogsSparselyThatFlowsFail(t *testing.T) {
 		exchange(t, client, good, []byte("served"))
 	}
 	lines.requireSparse(t, start)
-	require.Equal(t, 2, proxy.flows.len())
+	require.Equal(t, 2, proxy.flowCount())
 }
 
 func TestUDPIdleSocketsCostLittle(t *testing.T) {

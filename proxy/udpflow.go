@@ -2,10 +2,11 @@ package proxy
 
 import (
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"os"
-	"syscall"
+	"strconv"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -21,150 +22,129 @@ type flowKey struct {
 	ifindex uint32
 }
 
-// newFlowKey is false if from is not an IP address.
-func newFlowKey(from unix.Sockaddr, info pktinfo) (flowKey, bool) {
-	k := flowKey{local: info.dst}
-	switch sa := from.(type) {
-	case *unix.SockaddrInet4:
-		k.client = netip.AddrPortFrom(netip.AddrFrom4(sa.Addr), uint16(sa.Port))
-	case *unix.SockaddrInet6:
-		k.client = netip.AddrPortFrom(netip.AddrFrom16(sa.Addr).Unmap(), uint16(sa.Port))
-	default:
-		return flowKey{}, false
-	}
-	if info.scoped() || needsZone(k.client.Addr()) {
+func newFlowKey(client netip.AddrPort, info pktinfo) flowKey {
+	k := flowKey{client: client, local: info.dst}
+	if info.scoped() || needsZone(client.Addr()) {
 		k.ifindex = info.ifindex
 	}
-	return k, true
+	return k
 }
 
-// flow is one client's exchange with one local address. Its goroutine carries
-// replies; requests are carried by the frontend's.
+// flow is one client's exchange with one local address.
 type flow struct {
-	proxy *UDP
-	key   flowKey
-	conn  *net.UDPConn // connected to the backend
-	raw   syscall.RawConn
+	proxy    *UDP
+	key      flowKey
+	fd       int     // connected to the backend; -1 once the flow is over
+	client   address // as the frontend's family has it, with zone
+	requests chain   // in the batch
+	up, down int     // the largest datagrams that may share a message, to the backend and the client
+	paused   bool    // see waiting
 
-	client unix.Sockaddr // as the frontend's family has it, with zone
-	source []byte        // control message: the reply's source address
-
-	// Method values are made once and datagrams passed in fields, because a
-	// closure for each datagram would be an allocation for each.
-	request   []byte // of the frontend's goroutine
-	sendFunc  func(fd uintptr) bool
-	reply     []byte // of run
-	replyFunc func(fd uintptr) bool
-	drainFunc func(fd uintptr) bool
-
-	seen       time.Time // guarded by the table, as is what follows
+	seen       time.Time // of the table, as is what follows
 	prev, next *flow
 }
 
 // newFlow opens a flow's socket. The error wraps EMFILE where there is no room
 // for one more file.
-func (p *UDP) newFlow(key flowKey, from unix.Sockaddr, info pktinfo, to netip.AddrPort) (*flow, error) {
-	conn, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(to))
+func (p *UDP) newFlow(key flowKey, client address, to netip.AddrPort) (*flow, error) {
+	fd, err := connectUDP(to)
 	if err != nil {
 		return nil, err
 	}
-	if !p.files.take(filesOfFlow, conn) {
-		return nil, errors.Join(unix.EMFILE, conn.Close())
+	if !p.files.take(filesOfFlow, fd) {
+		return nil, errors.Join(unix.EMFILE, unix.Close(fd))
 	}
-	raw, err := conn.SyscallConn()
-	if err == nil {
-		err = conn.SetReadDeadline(time.Now().Add(p.idle))
-	}
-	if err != nil {
+	f := &flow{proxy: p, key: key, fd: fd, client: client, up: p.loop.segment, down: p.loop.segment}
+	if err := p.loop.watch(fd, f, unix.EPOLLIN); err != nil {
 		p.files.give(filesOfFlow)
-		return nil, errors.Join(err, conn.Close())
+		return nil, errors.Join(err, unix.Close(fd))
 	}
-	enlargeBuffers(raw)
-	f := &flow{proxy: p, key: key, conn: conn, raw: raw, client: from, source: info.source(key.ifindex)}
-	f.sendFunc, f.replyFunc, f.drainFunc = f.sendNow, f.replyNow, f.drain
+	enlargeBuffers(fd)
+	p.loop.flows++
 	return f, nil
 }
 
-// close ends run. When it returns, no reply is under way any more.
-func (f *flow) close() {
-	if f.conn.Close() == nil { // not closed before
-		f.proxy.files.give(filesOfFlow)
+// end closes the flow's socket. Its requests that are in the batch go first: they
+// came while the flow was there.
+func (f *flow) end() {
+	l := f.proxy.loop
+	if f.requests != (chain{}) {
+		l.sendRequests()
+	}
+	_ = l.close(f.fd)
+	f.fd = -1
+	f.proxy.files.give(filesOfFlow)
+	l.flows--
+}
+
+// ready takes replies into the batch. Errors of the read are ICMP errors (the
+// container is there, its program is not yet, or no more); they are reported
+// once each, and the flow outlives them.
+func (f *flow) ready(events uint32) {
+	p, l := f.proxy, f.proxy.loop
+	if p.waiting.some() {
+		p.waiting.pause(f, events)
+		return
+	}
+	if slots-l.replies < perFlow {
+		if l.sendReplies(); p.waiting.some() {
+			return // told again, and paused then
+		}
+	}
+	n, err := l.batch.receiveReplies(f.fd, l.replies, perFlow)
+	if err != nil || n == 0 {
+		return
+	}
+	p.flows.touch(f, l.now)
+	for range n {
+		l.batch.owner[l.replies] = f
+		if p.answers.add(l.batch, l.replies) {
+			l.answered = append(l.answered, p)
+		}
+		l.replies++
 	}
 }
 
-// send sends a datagram to the backend, or drops it if that is not possible at
-// once: waiting would hold up every other flow of the frontend.
-func (f *flow) send(b []byte) {
-	f.request = b
-	_ = f.raw.Write(f.sendFunc) // an error means closed: the flow has just ended
-	f.request = nil
-}
-
-func (f *flow) sendNow(fd uintptr) bool {
-	// Twice, because an ICMP error that an earlier datagram caused is reported
-	// by the next write, which then sends nothing.
-	for range 2 {
-		if _, err := unix.Write(int(fd), f.request); err == nil || err == unix.EAGAIN {
-			break
-		}
+// connectUDP opens a socket that is connected to a backend.
+func connectUDP(to netip.AddrPort) (int, error) {
+	sa, family, err := sockaddr(to)
+	if err != nil {
+		return -1, err
 	}
-	return true
-}
-
-// run carries replies until the flow is closed or has been idle for too long.
-func (f *flow) run() {
-	defer f.proxy.wg.Done()
-	defer f.close()
-	for {
-		err := f.raw.Read(f.drainFunc)
-		switch {
-		case err == nil:
-		case errors.Is(err, os.ErrDeadlineExceeded):
-			// The deadline is not moved for each datagram, only when it comes.
-			until := f.proxy.flows.expire(f, f.proxy.idle)
-			if until.IsZero() || f.conn.SetReadDeadline(until) != nil {
-				return
-			}
-		default:
-			f.proxy.flows.remove(f)
-			return
-		}
+	fd, err := unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return -1, os.NewSyscallError("socket", err)
 	}
-}
-
-// drain carries the replies that wait, at most a batch; see UDP.drain. Errors
-// of the read are ICMP errors (the container is there, its program is not yet,
-// or no more); they are reported once each, and the flow outlives them.
-func (f *flow) drain(fd uintptr) bool {
-	b := takeBuffer()
-	defer b.put()
-	touched := false
-	for range batch {
-		n, err := unix.Read(int(fd), b.data[:])
-		if err == unix.EAGAIN {
-			return false
-		}
-		if err != nil {
-			continue
-		}
-		if !touched {
-			f.proxy.flows.touch(f)
-			touched = true
-		}
-		f.reply = b.data[:n]
-		closed := f.proxy.raw.Write(f.replyFunc)
-		f.reply = nil
-		if closed != nil {
-			break // the frontend is closed, and this flow about to be
-		}
+	if err := unix.Connect(fd, sa); err != nil {
+		return -1, errors.Join(os.NewSyscallError("connect", err), unix.Close(fd))
 	}
-	return true
+	return fd, nil
 }
 
-// replyNow sends a reply to the client. Unlike a request it waits for room:
-// that holds up this flow alone. Other errors lose the reply, as the network
-// might: the route is gone, or it is too long for the client's family.
-func (f *flow) replyNow(fd uintptr) bool {
-	_, err := unix.SendmsgN(int(fd), f.reply, f.source, f.client, unix.MSG_DONTWAIT)
-	return err != unix.EAGAIN
+// sockaddr is a with the family of the socket to be connected to it.
+func sockaddr(a netip.AddrPort) (unix.Sockaddr, int, error) {
+	ip := a.Addr().Unmap()
+	switch {
+	case ip.Is4():
+		return &unix.SockaddrInet4{Port: int(a.Port()), Addr: ip.As4()}, unix.AF_INET, nil
+	case ip.Is6():
+		zone, err := zoneID(ip.Zone())
+		return &unix.SockaddrInet6{Port: int(a.Port()), Addr: ip.As16(), ZoneId: zone}, unix.AF_INET6, err
+	}
+	return nil, 0, fmt.Errorf("connect to %s: %w", a, unix.EDESTADDRREQ)
+}
+
+// zoneID is the interface of a zone, which is its number or its name.
+func zoneID(zone string) (uint32, error) {
+	if zone == "" {
+		return 0, nil
+	}
+	if n, err := strconv.ParseUint(zone, 10, 32); err == nil {
+		return uint32(n), nil
+	}
+	i, err := net.InterfaceByName(zone)
+	if err != nil {
+		return 0, fmt.Errorf("find interface %s: %w", zone, err)
+	}
+	return uint32(i.Index), nil
 }
