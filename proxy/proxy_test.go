@@ -4,6 +4,7 @@ import (
 	"context"
 	"net"
 	"net/netip"
+	"os"
 	"testing"
 	"time"
 
@@ -15,7 +16,13 @@ import (
 // that something took less.
 const patience = 10 * time.Second
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if what := os.Getenv(serveEnv); what != "" {
+		serveForBenchmarks(what)
+		return
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // noLeaks fails the test if a goroutine outlives what its later cleanups close.
 // It is called first.
