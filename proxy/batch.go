@@ -45,6 +45,7 @@ type batch struct {
 	oobs   [slots][oobSize]byte
 	iovs   [slots]unix.Iovec
 	asking [slots]mmsghdr // to receive requests: with names and oobs
+	used   int            // of asking, which the kernel has written to
 	plain  [slots]mmsghdr // to receive replies
 }
 
@@ -53,7 +54,7 @@ func newBatch() (*batch, error) {
 	if err != nil {
 		return nil, fmt.Errorf("map buffers: %w", err)
 	}
-	b := &batch{mem: mem}
+	b := &batch{mem: mem, used: slots}
 	for i := range b.iovs {
 		b.iovs[i].Base = &b.slot(i)[0]
 		b.iovs[i].SetLen(1 << 16)
@@ -85,11 +86,12 @@ func (b *batch) sender(i int) address {
 
 // receiveRequests fills the batch from a frontend.
 func (b *batch) receiveRequests(fd int) (int, error) {
-	for i := range b.asking {
+	for i := range b.used {
 		b.asking[i].Namelen = uint32(len(b.names[i]))
 		b.asking[i].SetControllen(oobSize)
 	}
 	n, err := recvmmsg(fd, b.asking[:])
+	b.used = min(n+1, slots) // an attempt that finds nothing writes too
 	for i := range n {
 		b.size[i] = int(b.asking[i].length)
 	}

@@ -154,6 +154,7 @@ func echoLoad(b *testing.B) netip.AddrPort {
 				batch.iovs[i].SetLen(batch.size[i])
 				batch.asking[i].SetControllen(0)
 			}
+			batch.used = slots
 			for sent := 0; sent < n; {
 				k, _ := sendmmsg(fd, batch.asking[sent:n])
 				sent += max(k, 1)
