@@ -68,7 +68,13 @@ func newBatch() (*batch, error) {
 	return b, nil
 }
 
-func (b *batch) free() { _ = unix.Munmap(b.mem) }
+// free leaves no pointer to the slots behind: their place may become the heap's,
+// where the garbage collector wonders at pointers to nothing.
+func (b *batch) free() {
+	mem := b.mem
+	*b = batch{}
+	_ = unix.Munmap(mem)
+}
 
 // forget gives the memory of the slots back until it is used again.
 func (b *batch) forget() { _ = unix.Madvise(b.mem, unix.MADV_DONTNEED) }

@@ -120,6 +120,7 @@ func (l *loop) free() {
 		}
 	}
 	if l.batch != nil {
+		l.out = outbox{} // see batch.free
 		l.batch.free()
 	}
 }
