@@ -103,12 +103,6 @@ func (s *Sockets) attach(fd int) error {
 	return dropAll(fd)
 }
 
-func dropAll(fd int) error {
-	dropOnly := unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K}
-	prog := unix.SockFprog{Len: 1, Filter: &dropOnly}
-	return unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &prog)
-}
-
 func control(c controlled, f func(fd int) error) error {
 	var err error
 	if cerr := c.Control(func(fd uintptr) { err = f(int(fd)) }); cerr != nil {

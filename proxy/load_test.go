@@ -274,7 +274,7 @@ func (l *udpLoad) await(b *testing.B, addr netip.AddrPort) {
 // What to compare is several runs of all peers in turn, as -count does not do it:
 // for i in 1 2 3 4 5; do go test -run ^$ -bench UDPLoad -benchtime 100000x; done.
 func BenchmarkUDPLoad(b *testing.B) {
-	for _, load := range []struct{ clients, window int }{{32, 1}, {16, 16}, {256, 4}} {
+	for _, load := range []struct{ clients, window int }{{1, 1}, {32, 1}, {16, 16}, {256, 4}} {
 		for _, name := range peers() {
 			b.Run(fmt.Sprintf("%dx%d/%s", load.clients, load.window, name), func(b *testing.B) {
 				backend := echoLoad(b)
