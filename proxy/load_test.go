@@ -3,6 +3,7 @@ package proxy
 import (
 	"context"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -12,6 +13,8 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -291,5 +294,119 @@ func BenchmarkUDPLoad(b *testing.B) {
 				b.ReportMetric(float64(l.lost), "lost")
 			})
 		}
+	}
+}
+
+// tcpLoad has so many clients make n round trips of 64 bytes, each by a
+// connection of its own if they are to connect, which it resets.
+func tcpLoad(b *testing.B, addr netip.AddrPort, clients, n int, connect bool) {
+	b.Helper()
+	var left atomic.Int64
+	left.Store(int64(n))
+	var all sync.WaitGroup
+	for range clients {
+		all.Go(func() {
+			msg := make([]byte, 64)
+			var c *net.TCPConn
+			defer func() {
+				if c != nil {
+					abort(c)
+				}
+			}()
+			for left.Add(-1) >= 0 {
+				var err error
+				if c == nil {
+					if c, err = net.DialTCP("tcp", nil, net.TCPAddrFromAddrPort(addr)); err != nil {
+						b.Error(err)
+						return
+					}
+				}
+				if _, err = c.Write(msg); err == nil {
+					_, err = io.ReadFull(c, msg)
+				}
+				if err != nil {
+					b.Error(err)
+					return
+				}
+				if connect {
+					abort(c)
+					c = nil
+				}
+			}
+		})
+	}
+	all.Wait()
+}
+
+// awaitTCP waits until the proxy is up.
+func awaitTCP(b *testing.B, addr netip.AddrPort) {
+	b.Helper()
+	for range 100 {
+		if c, err := net.DialTCP("tcp", nil, net.TCPAddrFromAddrPort(addr)); err == nil {
+			abort(c)
+			return
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	require.FailNow(b, "the proxy does not answer")
+}
+
+// BenchmarkTCPLoad is 32 clients at once, as BenchmarkUDPLoad. A proxy that
+// leaves TIME_WAIT behind runs out of ports after some 14,000 connections.
+func BenchmarkTCPLoad(b *testing.B) {
+	for _, load := range []struct {
+		name    string
+		connect bool
+	}{{"request", false}, {"connect", true}} {
+		for _, name := range peers() {
+			b.Run(load.name+"/"+name, func(b *testing.B) {
+				ln := listenTCP(b, "tcp4", "127.0.0.1")
+				go acceptEcho(ln)
+				p := startPeer(b, name, "tcp", addrPort(ln.Addr()))
+				awaitTCP(b, p.addr)
+				tcpLoad(b, p.addr, 32, 500, load.connect)
+				b.ResetTimer()
+				before := p.cpu(b)
+				tcpLoad(b, p.addr, 32, b.N, load.connect)
+				b.ReportMetric(float64((p.cpu(b)-before).Nanoseconds())/float64(b.N), "proxy-cpu-ns/op")
+			})
+		}
+	}
+}
+
+// BenchmarkTCPBulkLoad is one client that sends 64 KiB at a time.
+func BenchmarkTCPBulkLoad(b *testing.B) {
+	for _, name := range peers() {
+		b.Run(name, func(b *testing.B) {
+			ln := listenTCP(b, "tcp4", "127.0.0.1")
+			done := make(chan int64, 100)
+			go func() {
+				for {
+					c, err := ln.AcceptTCP()
+					if err != nil {
+						return
+					}
+					go func() { drainTCP(c, done); _ = c.Close() }()
+				}
+			}()
+			p := startPeer(b, name, "tcp", addrPort(ln.Addr()))
+			awaitTCP(b, p.addr)
+			<-done
+			c, err := net.DialTCP("tcp", nil, net.TCPAddrFromAddrPort(p.addr))
+			require.NoError(b, err)
+			defer func() { _ = c.Close() }()
+			chunk := make([]byte, 64<<10)
+			b.SetBytes(int64(len(chunk)))
+			b.ResetTimer()
+			before := p.cpu(b)
+			for range b.N {
+				if _, err := c.Write(chunk); err != nil {
+					b.Fatal(err)
+				}
+			}
+			require.NoError(b, c.CloseWrite())
+			require.Equal(b, int64(b.N)*int64(len(chunk)), <-done)
+			b.ReportMetric(float64((p.cpu(b)-before).Nanoseconds())/float64(b.N), "proxy-cpu-ns/op")
+		})
 	}
 }
