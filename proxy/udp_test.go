@@ -449,6 +449,41 @@ func TestUDPOutlivesErrorsOfRead(t *testing.T) {
 	require.EqualValues(t, 1, lines.n.Load(), "lines in the log")
 }
 
+// A port that is published while there is no file left is served once there is.
+func TestUDPServesOnceThereAreFiles(t *testing.T) {
+	noLeaks(t)
+	backend := startEcho(t, "127.0.0.1")
+	client, conn := clientUDP(t, localPath("udp")), listenUDP(t, "udp", "127.0.0.1")
+	limitFiles(t, 200)
+	var taken []int
+	for {
+		fd, err := unix.Dup(0)
+		if err != nil {
+			require.ErrorIs(t, err, unix.EMFILE)
+			break
+		}
+		taken = append(taken, fd)
+	}
+	var lines lineCount
+	proxy := ServeUDP(conn, to(backend.addr()), UDPConfig{Log: lines.logger()})
+	t.Cleanup(func() { assert.NoError(t, proxy.Close()) })
+	sendUDP(t, client, addrPort(proxy.Addr()), []byte("early"))
+	time.Sleep(10 * time.Millisecond)
+	for _, fd := range taken {
+		require.NoError(t, unix.Close(fd))
+	}
+	got, _ := receiveUDP(t, client)
+	require.Equal(t, "early", string(got))
+	require.EqualValues(t, 1, lines.n.Load(), "lines in the log")
+	proxy.Reset()
+	exchange(t, client, addrPort(proxy.Addr()), []byte("ask"))
+	require.NoError(t, proxy.Close())
+	require.ErrorIs(t, proxy.Control(func(uintptr) {}), net.ErrClosed)
+	c, err := net.ListenPacket("udp", proxy.Addr().String())
+	require.NoError(t, err, "the port is not free again")
+	require.NoError(t, c.Close())
+}
+
 // lineCount is a log of which only the length matters.
 type lineCount struct{ n atomic.Int32 }
 

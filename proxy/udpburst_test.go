@@ -70,17 +70,23 @@ func roomy(t *testing.T, c *net.UDPConn) *net.UDPConn {
 
 func TestUDPKeepsBoundariesAndOrderOfABurst(t *testing.T) {
 	eachPath(t, "udp", func(t *testing.T, p path) {
-		backend := roomy(t, listenUDP(t, "udp", p.backend))
-		proxy := startUDP(t, p, to(addrPort(backend.LocalAddr())), UDPConfig{})
-		client, front := roomy(t, clientUDP(t, p)), at(p.client, proxy.Addr())
-		for _, sizes := range [][]int{
-			{64, 64, 64, 10, 64, 64, 0, 0, 64, 65, 65, 64, 1, 0, 1, 1},
-			times(200, 33), // more than a batch, and than a message takes
-			times(60, 1400),
-			{65507, 65507, 9000, 9000, 9000, 40000, 40000},
-			{0},
-		} {
-			burst(t, proxy, client, backend, front, datagrams(sizes...))
+		for _, segment := range []bool{true, false} {
+			backend := roomy(t, listenUDP(t, "udp", p.backend))
+			proxy := startUDP(t, p, to(addrPort(backend.LocalAddr())), UDPConfig{})
+			if !segment { // a kernel of before 4.18
+				proxy.hold(func() { proxy.loop.segment = 0 })
+			}
+			client, front := roomy(t, clientUDP(t, p)), at(p.client, proxy.Addr())
+			for _, sizes := range [][]int{
+				{64, 64, 64, 10, 64, 64, 0, 0, 64, 65, 65, 64, 1, 0, 1, 1},
+				times(200, 33), // more than a batch, and than a message takes
+				times(60, 1400),
+				{65507, 65507, 9000, 9000, 9000, 40000, 40000},
+				{0},
+			} {
+				burst(t, proxy, client, backend, front, datagrams(sizes...))
+			}
+			require.NoError(t, proxy.Close())
 		}
 	})
 }
