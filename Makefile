@@ -19,10 +19,10 @@ export ENGINE
 
 LINTER := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.5.0
 
-NETNS := ./bench/load/... ./driver/... ./plugin/... ./portmap/... ./proxy/...
+NETNS := ./bench/load/... ./driver/... ./plugin/... ./portmap/... ./proxy/... ./internal/hooks/...
 E2E   := ./internal/enginetest/... ./e2e/...
 # Everything else.
-UNIT = $(shell go list ./... | grep -vE '/(bench/load|driver|plugin|portmap|proxy|internal/enginetest|e2e)(/|$$)')
+UNIT = $(shell go list ./... | grep -vE '/(bench/load|driver|plugin|portmap|proxy|internal/enginetest|internal/hooks|e2e)(/|$$)')
 
 .PHONY: help
 help: ## list the targets
@@ -66,6 +66,10 @@ compose: deps ## docker compose and buildx by the shim; builds both, minutes the
 lint: ## golangci-lint, pinned, built from source
 	GOBIN='$(CURDIR)/build/tools' go install $(LINTER)
 	build/tools/golangci-lint run ./...
+
+.PHONY: generate
+generate: ## compile the BPF programs again (clang, llvm and libbpf-dev of Debian 12)
+	go generate ./internal/hooks
 
 .PHONY: bench
 bench: deps build ## start, memory and speed beside Docker's own bridge; ONLY=localhost: a part
