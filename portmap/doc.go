@@ -4,7 +4,8 @@
 // Allocator (one per protocol) for host ports, which are reserved by sockets
 // that a Reserver opens; has a Mapper (nftables or iptables) send what arrives
 // there to the container; deletes the UDP conntrack entries that point
-// elsewhere; and has package proxy serve what the kernel cannot carry.
+// elsewhere; and has package proxy serve what the kernel cannot carry. Hooks,
+// where the host has them, take the host's own IPv6 clients past the proxy.
 //
 // # Ownership
 //
@@ -15,7 +16,7 @@
 //
 // # Order
 //
-// Reserve, write the store, map, delete stale conntrack entries, serve; undo
-// runs backwards. Everything here is synchronous; the only goroutines are those
-// of package proxy, which Unpublish and Close end.
+// Reserve, write the store, map, delete stale conntrack entries, serve, steer
+// the hooks; undo runs backwards. Everything here is synchronous; the only
+// goroutines are those of package proxy, which Unpublish and Close end.
 package portmap

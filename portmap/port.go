@@ -130,7 +130,7 @@ func (t Target) served(m Mapping) bool {
 }
 
 // serve starts, moves or stops the proxy of each of s's ports as its
-// publication needs.
+// publication needs, and then the hooks, which go past it.
 func (p *Publisher) serve(s *sandbox) {
 	cfg := proxy.UDPConfig{Idle: p.cfg.UDPIdle, Files: &p.files, Log: p.cfg.Log}
 	for _, port := range s.ports {
@@ -142,6 +142,7 @@ func (p *Publisher) serve(s *sandbox) {
 			p.cfg.Log.Warn("serve port", "port", port.Mapping, "err", err)
 		}
 	}
+	p.steer(s)
 }
 
 // release closes ports and forgets them.

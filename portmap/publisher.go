@@ -17,6 +17,7 @@ import (
 type PublisherConfig struct {
 	Mapper   Mapper
 	Reserver Reserver // nil: NewSockets
+	Hooks    Hooks    // nil: the proxy serves this host's IPv6 clients
 	// UDPIdle is how long the proxy keeps a UDP flow in which nothing is sent;
 	// 0 means package proxy's default.
 	UDPIdle time.Duration
@@ -50,11 +51,12 @@ type Publisher struct {
 type sandbox struct {
 	id string
 
-	mu     sync.Mutex // guards below; held over the slow steps, which it orders
-	ports  []*hostPort
-	pub    Publication // the zero Publication while nothing is published
-	lost   []Mapping   // of an earlier process; taken meanwhile, tried again
-	closed bool        // released: whoever waited for mu starts over
+	mu      sync.Mutex // guards below; held over the slow steps, which it orders
+	ports   []*hostPort
+	pub     Publication           // the zero Publication while nothing is published
+	steered map[steered]steeredTo // what the hooks do for it
+	lost    []Mapping             // of an earlier process; taken meanwhile, tried again
+	closed  bool                  // released: whoever waited for mu starts over
 }
 
 // NewPublisher returns a Publisher that holds nothing.
@@ -244,6 +246,7 @@ func (p *Publisher) unpublish(s *sandbox, endpoint string) error {
 	p.claim(endpoint, "", s.id)
 	s.pub = Publication{}
 	s.lost = nil
+	p.steer(s)
 	if err := park(s.ports); err != nil {
 		p.cfg.Log.Warn("close sockets", "sandbox", s.id, "err", err)
 	}
@@ -266,7 +269,7 @@ func (p *Publisher) Release(sandboxID string) error {
 }
 
 // Close stops serving and closes every socket. The rules stay: what the kernel
-// carries goes on.
+// carries goes on. The hooks are not told; they are closed next.
 func (p *Publisher) Close() error {
 	var err error
 	for _, s := range p.all() {

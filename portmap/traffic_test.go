@@ -17,11 +17,13 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/portolan/portolan/internal/hooks"
 	"github.com/portolan/portolan/internal/netnstest"
 	"github.com/portolan/portolan/portmap"
 )
 
-// town is a Docker host, the tests' own namespace, with everything real:
+// town is a Docker host, the tests' own namespace, with everything real, hooks
+// included where the host has what they need and PORTOLAN_HOOKS is not off:
 //
 //	neighbour 198.51.100.2 ─── lan0 198.51.100.1
 //	c2 172.20.0.2, c3 172.20.0.3 ── plbr0
@@ -30,12 +32,13 @@ import (
 type town struct {
 	*portmap.Publisher
 	mapper            *portmap.NFTables
+	hooks             portmap.Hooks // nil for none
 	neighbour, c2, c3 *netnstest.Host
 }
 
 const answerWait = 3 * time.Second
 
-func newTown(t *testing.T) *town {
+func newTown(t testing.TB) *town {
 	t.Helper()
 	netnstest.Sysctl(t, "ipv4/ip_forward", "1")
 	netnstest.Sysctl(t, "ipv6/conf/all/forwarding", "1")
@@ -62,7 +65,8 @@ func newTown(t *testing.T) *town {
 	require.NoError(t, err)
 	require.NoError(t, w.mapper.Load([]portmap.Network{rigNet}, nil))
 	netnstest.Sysctl(t, "ipv4/conf/plbr0/route_localnet", "1")
-	w.Publisher = portmap.NewPublisher(portmap.PublisherConfig{Mapper: w.mapper})
+	w.hooks = openHooks(t)
+	w.Publisher = portmap.NewPublisher(portmap.PublisherConfig{Mapper: w.mapper, Hooks: w.hooks})
 	t.Cleanup(func() {
 		assert.NoError(t, w.Close())
 		assert.NoError(t, w.mapper.Load(nil, nil))
@@ -71,7 +75,22 @@ func newTown(t *testing.T) *town {
 	return w
 }
 
-func (w *town) publish(t *testing.T, sandbox string, to portmap.Target, specs ...string) {
+// openHooks attaches hooks until the test ends, or says why not.
+func openHooks(t testing.TB) portmap.Hooks {
+	t.Helper()
+	if os.Getenv("PORTOLAN_HOOKS") == "off" {
+		return nil
+	}
+	h, err := hooks.Open("", nil)
+	if err != nil {
+		t.Log("without hooks: ", err)
+		return nil
+	}
+	t.Cleanup(func() { assert.NoError(t, h.Close()) })
+	return h
+}
+
+func (w *town) publish(t testing.TB, sandbox string, to portmap.Target, specs ...string) {
 	t.Helper()
 	_, err := w.Publish(sandbox, to, bindings(t, specs...), recordNothing)
 	require.NoError(t, err)
@@ -90,7 +109,7 @@ func only6(t portmap.Target) portmap.Target {
 
 // say has a host answer every question on a UDP and a TCP port with a word and
 // the question.
-func say(t *testing.T, h *netnstest.Host, port int, word string) {
+func say(t testing.TB, h *netnstest.Host, port int, word string) {
 	t.Helper()
 	require.NoError(t, h.Do(func() error {
 		c, err := net.ListenPacket("udp", fmt.Sprint(":", port))
@@ -364,6 +383,60 @@ func TestClientKeepsSending(t *testing.T) {
 	}
 }
 
+// TestConnectedClientFollows has a client on the host that dialled while the port
+// was published keep its socket while the port goes from container to container.
+func TestConnectedClientFollows(t *testing.T) {
+	w := newTown(t)
+	say(t, w.c2, 53, "two")
+	say(t, w.c3, 53, "three")
+	both := func(t portmap.Target) portmap.Target { return t }
+	tests := []struct {
+		name, to string
+		of       func(portmap.Target) portmap.Target
+		local    string // with hooks
+		spec     string
+	}{
+		{"::1", "[::1]:53", both, "fd20::1", "53:53/udp"},
+		{"::1, IPv4 alone", "[::1]:53", only4, "127.0.0.1", "53:53/udp"},
+		{"::1, IPv6 alone", "[::1]:53", only6, "fd20::1", "53:53/udp"},
+		{"::1 published by itself", "[::1]:53", both, "::1", "[::1]:53:53/udp"},
+		{"an address of the host", "[2001:db8:1::1]:53", both, "2001:db8:1::1", "53:53/udp"},
+		{"an address of the host, IPv4 alone", "[2001:db8:1::1]:53", only4, "127.0.0.1", "53:53/udp"},
+		{"all IPv6 addresses", "[::1]:53", both, "fd20::1", "[::]:53:53/udp"},
+		{"all IPv6 addresses, IPv4 alone", "[::1]:53", only4, "::1", "[::]:53:53/udp"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Cleanup(func() { assert.NoError(t, errors.Join(w.Release("s1"), w.Release("s2"))) })
+			w.publish(t, "s1", tt.of(target("e1", 2)), tt.spec)
+			c, err := net.Dial("udp", tt.to)
+			require.NoError(t, err)
+			defer c.Close()
+			if w.hooks != nil {
+				local, _, _ := net.SplitHostPort(c.LocalAddr().String())
+				require.Equal(t, tt.local, local)
+			}
+			require.Equal(t, tt.to, c.RemoteAddr().String())
+			hears := func(word string) func() bool {
+				return func() bool {
+					got, _ := question(c, 100*time.Millisecond)
+					return got == word
+				}
+			}
+			require.Eventually(t, hears("two"), answerWait, time.Millisecond)
+			require.NoError(t, w.Release("s1"))
+			for range 3 {
+				_, err := question(c, 20*time.Millisecond)
+				require.Error(t, err, "nobody publishes the port")
+			}
+			w.publish(t, "s2", tt.of(target("e2", 3)), tt.spec)
+			require.Eventually(t, hears("three"), answerWait, time.Millisecond)
+			w.publish(t, "s2", tt.of(target("e1", 2)), tt.spec)
+			require.Eventually(t, hears("two"), answerWait, time.Millisecond)
+		})
+	}
+}
+
 // entry is the conntrack entry of a client's socket.
 func entry(t *testing.T, c net.Conn) (found []*netlink.ConntrackFlow) {
 	t.Helper()
@@ -439,7 +512,7 @@ func TestHealthyFlowsStay(t *testing.T) {
 
 	// The daemon restarts.
 	require.NoError(t, w.Close())
-	restarted := portmap.NewPublisher(portmap.PublisherConfig{Mapper: w.mapper})
+	restarted := portmap.NewPublisher(portmap.PublisherConfig{Mapper: w.mapper, Hooks: w.hooks})
 	t.Cleanup(func() { assert.NoError(t, restarted.Close()) })
 	ms, err := w.mapper.List()
 	require.NoError(t, err)
