@@ -38,13 +38,17 @@ type daemonConfig struct {
 	socket     string
 	stateDir   string
 	mapper     choice
+	hooks      choice
 	udpTimeout time.Duration
 	ipForward  bool
 	sysctlDir  string
 }
 
 func newDaemonCommand() *cobra.Command {
-	c := daemonConfig{mapper: choice{"auto", []string{"auto", "nftables", "iptables"}}}
+	c := daemonConfig{
+		mapper: choice{"auto", []string{"auto", "nftables", "iptables"}},
+		hooks:  choice{hooksAuto, []string{hooksAuto, hooksOff}},
+	}
 	logs := newLogFlags()
 	cmd := &cobra.Command{
 		Use:   "daemon",
@@ -62,6 +66,7 @@ func newDaemonCommand() *cobra.Command {
 	f.StringVar(&c.socket, "socket", defaultSocket, "serve here; the file's name is the driver's name")
 	f.StringVar(&c.stateDir, "state-dir", defaultStateDir, "keep networks and endpoints here")
 	f.Var(&c.mapper, "mapper", "who writes the rules")
+	f.Var(&c.hooks, "hooks", "BPF hooks for this host's own IPv6 clients: where they can be attached, or never")
 	f.DurationVar(&c.udpTimeout, "udp-timeout", 90*time.Second, "forget a UDP flow through the proxy after so long without a datagram")
 	f.BoolVar(&c.ipForward, "ip-forward", true, "turn forwarding on where it is off")
 	f.StringVar(&c.sysctlDir, "sysctl-dir", findSysctlDir(), "the host's /proc/sys/net")
@@ -155,8 +160,12 @@ func (c *daemonConfig) run(ctx context.Context, log *slog.Logger) (err error) {
 	}
 	defer closing(&err, mapper.Close)
 
+	steering := openHooks(c.hooks.value, log)
+	defer closing(&err, steering.Close)
+
 	publisher := portmap.NewPublisher(portmap.PublisherConfig{
 		Mapper:    mapper,
+		Hooks:     steering.forPublisher(),
 		UDPIdle:   c.udpTimeout,
 		SysctlDir: c.sysctlDir,
 		Name:      func(endpoint string) string { return describe(st, endpoint) },
@@ -172,10 +181,11 @@ func (c *daemonConfig) run(ctx context.Context, log *slog.Logger) (err error) {
 		IPForward: c.ipForward,
 		Log:       log,
 		Version:   version,
-		Info:      c.info(kind, reason),
+		Info:      c.info(kind, reason, steering),
 	})
 	log.Info("portolan daemon", "version", version, "pid", os.Getpid(), "socket", c.socket, "state", c.stateDir,
-		"mapper", kind, "why", reason, "files", openFileLimit())
+		"mapper", kind, "why", reason,
+		"hooks", steering.state(), "why-hooks", steering.reason, "files", openFileLimit())
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return server{ln, d.Handler(), finishWithin, log}.run(ctx) })
 	group.Go(func() error {
@@ -218,12 +228,15 @@ func check(m portmap.Mapper, log *slog.Logger) error {
 func closing(err *error, step func() error) { *err = errors.Join(*err, step()) }
 
 // info is what `portolan version` shows beside the version.
-func (c *daemonConfig) info(kind, reason string) map[string]string {
+func (c *daemonConfig) info(kind, reason string, steering openedHooks) map[string]string {
 	return map[string]string{
 		"pid":    strconv.Itoa(os.Getpid()),
 		"socket": c.socket,
 		"state":  c.stateDir,
 		"mapper": kind,
 		"reason": reason,
+
+		"hooks":       steering.state(),
+		"hooksReason": steering.reason,
 	}
 }

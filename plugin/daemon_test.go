@@ -99,6 +99,10 @@ func TestDaemonFromStartToEnd(t *testing.T) {
 	require.Equal(t, 0, status)
 	assert.Contains(t, stdout, "daemon   dev at "+d.socket+"\nmapper   ")
 
+	stdout, _, status = portolan(t, "version", "--features")
+	require.Equal(t, 0, status)
+	assert.Contains(t, stdout, "\nother hosts, containers, IPv4 of this host")
+
 	d.stop(t)
 	assert.NoFileExists(t, d.socket)
 	assert.Contains(t, d.log.String(), "stopping; rules stay in place")

@@ -53,6 +53,8 @@ func TestUsageErrors(t *testing.T) {
 			`portolan daemon: invalid argument "ebtables" for "--mapper" flag: must be one of auto, nftables, iptables`},
 		{"the same from the environment", "daemon", map[string]string{"PORTOLAN_MAPPER": "ebtables"},
 			`portolan daemon: PORTOLAN_MAPPER in the environment: invalid argument "ebtables" for "--mapper" flag: must be one of auto, nftables, iptables`},
+		{"hooks by force", "daemon --hooks on", nil,
+			`portolan daemon: invalid argument "on" for "--hooks" flag: must be one of auto, off`},
 		{"a time without a unit", "daemon --udp-timeout 90", nil,
 			`portolan daemon: invalid argument "90" for "--udp-timeout" flag: time: missing unit in duration "90"`},
 		{"a time of nothing", "daemon --udp-timeout 0s", nil,
@@ -101,11 +103,11 @@ func TestFlagsFromTheEnvironment(t *testing.T) {
 		want map[string]string
 	}{
 		{"the defaults", nil, nil, map[string]string{
-			"socket": "/run/docker/plugins/portolan.sock", "state-dir": "/var/lib/portolan", "mapper": "auto",
+			"socket": "/run/docker/plugins/portolan.sock", "state-dir": "/var/lib/portolan", "mapper": "auto", "hooks": "auto",
 			"udp-timeout": "1m30s", "ip-forward": "true", "sysctl-dir": "/proc/sys/net", "log-level": "info", "log-format": "text"}},
 		{"the environment sets what the command line leaves out", nil,
-			map[string]string{"PORTOLAN_MAPPER": "iptables", "PORTOLAN_UDP_TIMEOUT": "2m", "PORTOLAN_IP_FORWARD": "false", "PORTOLAN_STATE_DIR": "/srv/p"},
-			map[string]string{"mapper": "iptables", "udp-timeout": "2m0s", "ip-forward": "false", "state-dir": "/srv/p"}},
+			map[string]string{"PORTOLAN_MAPPER": "iptables", "PORTOLAN_HOOKS": "off", "PORTOLAN_UDP_TIMEOUT": "2m", "PORTOLAN_IP_FORWARD": "false", "PORTOLAN_STATE_DIR": "/srv/p"},
+			map[string]string{"mapper": "iptables", "hooks": "off", "udp-timeout": "2m0s", "ip-forward": "false", "state-dir": "/srv/p"}},
 		{"the command line wins", []string{"--mapper", "nftables"},
 			map[string]string{"PORTOLAN_MAPPER": "iptables", "PORTOLAN_LOG_LEVEL": "debug"},
 			map[string]string{"mapper": "nftables", "log-level": "debug"}},

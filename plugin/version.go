@@ -16,6 +16,7 @@ func newVersionCommand() *cobra.Command {
 		Args:  cobra.NoArgs,
 	}
 	socket := addSocketFlag(cmd)
+	paths := cmd.Flags().Bool("features", false, "also show which way traffic takes, and why")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		out := cmd.OutOrStdout()
 		fmt.Fprintf(out, "command  %s (%s %s/%s)\n", version, runtime.Version(), runtime.GOOS, runtime.GOARCH)
@@ -38,6 +39,11 @@ func newVersionCommand() *cobra.Command {
 		fmt.Fprintf(out, "daemon   %s at %s\n", v.Version, c.socket)
 		if kind := v.Info["mapper"]; kind != "" {
 			fmt.Fprintf(out, "mapper   %s: %s\n", kind, v.Info["reason"])
+		}
+		if *paths && v.Info["hooks"] != "" {
+			for _, line := range features(v.Info) {
+				fmt.Fprintln(out, line)
+			}
 		}
 		tellSkew(out, "daemon", v.Version)
 		return nil
