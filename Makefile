@@ -52,6 +52,7 @@ unit: deps ## tests that need no privilege
 .PHONY: netns
 netns: deps ## tests in network namespaces of their own (root)
 	go test -race $(NETNS)
+	PORTOLAN_HOOKS=off go test -race -count=1 -run 'Served|Client|Healthy|Nothing' ./portmap
 
 .PHONY: e2e
 e2e: deps plugin ## tests against private engines (root); ENGINE=/dir has their dockerd
