@@ -3,6 +3,7 @@ package portmap_test
 import (
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -434,6 +435,31 @@ func TestConnectedClientFollows(t *testing.T) {
 			w.publish(t, "s2", tt.of(target("e1", 2)), tt.spec)
 			require.Eventually(t, hears("two"), answerWait, time.Millisecond)
 		})
+	}
+}
+
+// TestConnectedClientOutlivesTheDaemon has the kernel carry a client of [::1] on
+// when proxy and hooks are gone.
+func TestConnectedClientOutlivesTheDaemon(t *testing.T) {
+	w := newTown(t)
+	if w.hooks == nil {
+		t.Skip("this host has no hooks, or they are off: it is the proxy's client")
+	}
+	say(t, w.c2, 53, "two")
+	var clients []net.Conn
+	for _, of := range []portmap.Target{only4(target("e1", 2)), target("e1", 2)} {
+		w.publish(t, "s1", of, "53:53/udp")
+		c, err := net.Dial("udp", "[::1]:53")
+		require.NoError(t, err)
+		defer c.Close()
+		clients = append(clients, c)
+	}
+	require.NoError(t, w.Close())
+	require.NoError(t, w.hooks.(io.Closer).Close())
+	for _, c := range clients {
+		got, err := question(c, answerWait)
+		require.NoError(t, err, c.LocalAddr())
+		require.Equal(t, "two", got)
 	}
 }
 
