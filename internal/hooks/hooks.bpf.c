@@ -102,7 +102,7 @@ struct {
 // The flows of UDP sockets before the last.
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 65536);
+	__uint(max_entries, 16384); // all of it is allocated at once
 	__type(key, struct answer_key);
 	__type(value, struct answer);
 } answers SEC(".maps");
