@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"log/slog"
+	"runtime/debug"
 
 	"github.com/portolan/portolan/internal/hooks"
 	"github.com/portolan/portolan/portmap"
@@ -31,6 +32,8 @@ func openHooks(wanted string, log *slog.Logger) openedHooks {
 	if err != nil {
 		return openedHooks{reason: oneLine(err)}
 	}
+	// The loader has read the kernel's types, which are of no more use.
+	debug.FreeOSMemory()
 	return openedHooks{h, "attached to cgroup " + h.Cgroup()}
 }
 
