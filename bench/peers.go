@@ -102,7 +102,7 @@ listen echo
 	server c %s:%d
 listen sink
 	bind 127.0.0.1:%d
-	server c %[2]s:%d
+	server c %[2]s:%[5]d
 `, haproxyPort, to, load.TCPPort, haproxyPort+1, load.SinkPort)
 	return []*exec.Cmd{e.Command("haproxy", "-db", "-f", config)}, os.WriteFile(config, []byte(text), 0o644)
 }
