@@ -6,14 +6,19 @@ import (
 	"os"
 )
 
-// Between these lines of a Markdown file everything comes from this program.
-const (
-	markerBegin = "<!-- bench: begin -->\n"
-	markerEnd   = "<!-- bench: end -->\n"
-)
+// markers are the lines of a Markdown file between which everything comes from
+// this program: from all of it, or from one section.
+func markers(only string) (begin, end string) {
+	if only != "" {
+		only = " " + only
+	}
+	return "<!-- bench" + only + ": begin -->\n", "<!-- bench" + only + ": end -->\n"
+}
 
-// replaceBetween is the file with text between its markers. It does not write.
-func replaceBetween(path, text string) ([]byte, error) {
+// replaceBetween is the file with text between a section's markers. It does not
+// write.
+func replaceBetween(path, only, text string) ([]byte, error) {
+	markerBegin, markerEnd := markers(only)
 	whole, err := os.ReadFile(path)
 	if err != nil {
 		return nil, err

@@ -147,21 +147,24 @@ func TestCPUOf(t *testing.T) {
 func TestReplaceBetween(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "x.md")
 	write := func(text string) { require.NoError(t, os.WriteFile(path, []byte(text), 0o644)) }
+	markerBegin, markerEnd := markers("")
 	write("before\n" + markerBegin + "old\n" + markerEnd + "after\n")
-	got, err := replaceBetween(path, "new\n")
+	got, err := replaceBetween(path, "", "new\n")
 	require.NoError(t, err)
 	assert.Equal(t, "before\n"+markerBegin+"new\n"+markerEnd+"after\n", string(got))
 
 	write("before\n" + markerEnd + markerBegin)
-	_, err = replaceBetween(path, "new\n")
+	_, err = replaceBetween(path, "", "new\n")
 	assert.ErrorContains(t, err, "bench: end")
 	write("before\n")
-	_, err = replaceBetween(path, "new\n")
+	_, err = replaceBetween(path, "", "new\n")
 	assert.ErrorContains(t, err, "bench: begin")
 }
 
 // The page that the figures go into is ready for them.
 func TestBenchmarksPage(t *testing.T) {
-	_, err := replaceBetween("../docs/benchmarks.md", "")
-	assert.NoError(t, err)
+	for _, only := range []string{"", "shim"} {
+		_, err := replaceBetween("../docs/benchmarks.md", only, "")
+		assert.NoError(t, err)
+	}
 }
