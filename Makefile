@@ -63,6 +63,10 @@ compose: deps ## docker compose and buildx by the shim; builds both, minutes the
 	./scripts/compose.sh
 	go test -count=1 -timeout 15m -tags compose -run TestCompose ./e2e
 
+.PHONY: systemd
+systemd: ## the service, the shim and its recipe under a real systemd (root)
+	./scripts/systemd.sh
+
 .PHONY: lint
 lint: ## golangci-lint, pinned, built from source
 	GOBIN='$(CURDIR)/build/tools' go install $(LINTER)

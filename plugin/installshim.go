@@ -6,10 +6,12 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 
 	"github.com/spf13/cobra"
 
@@ -25,9 +27,10 @@ const (
 // installer puts the shim in its place, or takes it away.
 type installer struct {
 	shimConfig
-	booted string // exists where systemd runs (sd_booted(3))
-	units  string // the folder of the administrator's units
-	out    io.Writer
+	program string // that the unit runs; "": this one
+	booted  string // exists where systemd runs (sd_booted(3))
+	units   string // the folder of the administrator's units
+	out     io.Writer
 }
 
 func newInstallShimCommand() *cobra.Command {
@@ -61,15 +64,30 @@ func (i *installer) install(ctx context.Context) error {
 		return fmt.Errorf("systemd does not run here; have portolan shim started by whatever starts services on this host, and run docker context create %s --docker host=unix://%s",
 			contextName, i.listen)
 	}
-	program, err := os.Executable()
-	if err != nil {
-		return fmt.Errorf("find this program's file: %w", err)
+	program := i.program
+	if program == "" {
+		var err error
+		if program, err = os.Executable(); err != nil {
+			return fmt.Errorf("find this program's file: %w", err)
+		}
 	}
 	service, err := i.service(program)
 	if err != nil {
 		return err
 	}
-	for name, text := range map[string]string{shimService: service, shimSocket: i.socket(dockerGroup() >= 0)} {
+	socket := i.socket(dockerGroup() >= 0)
+	installed, before := i.installedSocket()
+	if before != i.listen && answers(i.listen) {
+		// systemd would take the path from whoever listens there, without a word.
+		return fmt.Errorf("something else listens on %s; docs/shim.md says how the engine gets another socket", i.listen)
+	}
+	stop := []string{"systemctl", "stop", shimService}
+	if installed != socket {
+		// One that runs does not take another path. Where nothing changes it
+		// stays, with those who have it mounted.
+		stop = append(stop, shimSocket)
+	}
+	for name, text := range map[string]string{shimService: service, shimSocket: socket} {
 		file := filepath.Join(i.units, name)
 		if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
 			return fmt.Errorf("write the unit: %w", err)
@@ -78,13 +96,15 @@ func (i *installer) install(ctx context.Context) error {
 	}
 	for _, args := range [][]string{
 		{"systemctl", "daemon-reload"},
-		// One that runs does not take another socket.
-		{"systemctl", "stop", shimService, shimSocket},
+		stop,
 		{"systemctl", "enable", "--now", shimSocket, shimService},
 	} {
 		if err := i.do(ctx, args...); err != nil {
 			return err
 		}
+	}
+	if before != i.listen {
+		removeDead(before)
 	}
 	verb := "create"
 	if i.hasContext(ctx) {
@@ -96,6 +116,9 @@ func (i *installer) install(ctx context.Context) error {
 	}
 	fmt.Fprintf(i.out, "Use it:     docker --context %[1]s ps\nAlways:     docker context use %[1]s\nAs others:  docker context create %[1]s --docker %[2]s\n",
 		contextName, address)
+	if !answers(i.engine) {
+		fmt.Fprintf(i.out, "Nothing listens on %s yet: it works as soon as an engine does.\n", i.engine)
+	}
 	return nil
 }
 
@@ -103,17 +126,23 @@ func (i *installer) install(ctx context.Context) error {
 func (i *installer) remove(ctx context.Context) error {
 	var errs []error
 	removed := false
+	_, path := i.installedSocket()
 	for _, name := range []string{shimService, shimSocket} {
 		file := filepath.Join(i.units, name)
 		if _, err := os.Stat(file); errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
 		removed = true
-		errs = append(errs, i.do(ctx, "systemctl", "disable", "--now", name), os.Remove(file))
+		errs = append(errs, i.do(ctx, "systemctl", "disable", "--now", name))
+		if err := os.Remove(file); err != nil {
+			errs = append(errs, err)
+			continue
+		}
 		fmt.Fprintf(i.out, "removed %s\n", file)
 	}
 	if removed {
 		errs = append(errs, i.do(ctx, "systemctl", "daemon-reload"))
+		removeDead(path)
 	}
 	if i.hasContext(ctx) {
 		removed = true
@@ -139,10 +168,56 @@ func (i *installer) check() error {
 	return nil
 }
 
+// installedSocket is the socket unit that is there, and the path in it.
+func (i *installer) installedSocket() (text, path string) {
+	data, err := os.ReadFile(filepath.Join(i.units, shimSocket))
+	if err != nil {
+		return "", ""
+	}
+	text = string(data)
+	_, after, _ := strings.Cut(text, "\nListenStream=")
+	path, _, _ = strings.Cut(after, "\n")
+	return text, path
+}
+
+// answers says whether somebody listens on the socket.
+func answers(socket string) bool {
+	conn, err := net.Dial("unix", socket)
+	if err != nil {
+		return false
+	}
+	_ = conn.Close()
+	return true
+}
+
+// removeDead removes what systemd leaves of a socket, unless somebody else
+// listens there by now.
+func removeDead(socket string) {
+	conn, err := net.Dial("unix", socket)
+	if err == nil {
+		_ = conn.Close()
+	}
+	if !errors.Is(err, syscall.ECONNREFUSED) {
+		return
+	}
+	_ = os.Remove(socket)
+	if socket == defaultShim {
+		_ = os.Remove(filepath.Dir(socket)) // if it is empty
+	}
+}
+
+// hidden are the folders that the unit does not show to the program.
+var hidden = []string{"/home/", "/root/", "/run/user/", "/tmp/", "/var/tmp/"}
+
 // service is the unit of dist, for this program and these flags.
 func (i *installer) service(program string) (string, error) {
 	if strings.ContainsAny(program, " \t\n\"'\\%$;") {
 		return "", fmt.Errorf("this program is %q, which cannot stand in a unit; install it as /usr/local/bin/portolan", program)
+	}
+	for _, dir := range hidden {
+		if strings.HasPrefix(program, dir) {
+			return "", fmt.Errorf("this program is %s, which a service does not see (ProtectHome, PrivateTmp); install it as /usr/local/bin/portolan and run that", program)
+		}
 	}
 	command := []string{program, "shim"}
 	if i.engine != defaultEngine {
@@ -173,7 +248,10 @@ func (i *installer) do(ctx context.Context, args ...string) error {
 	fmt.Fprintf(i.out, "$ %s\n", line)
 	out, err := exec.CommandContext(ctx, args[0], args[1:]...).CombinedOutput()
 	if err != nil {
-		return fmt.Errorf("%s: %w: %s", line, err, strings.TrimSpace(string(out)))
+		err = fmt.Errorf("%s: %w", line, err)
+		if text := strings.TrimSpace(string(out)); text != "" {
+			err = fmt.Errorf("%w: %s", err, text)
+		}
 	}
-	return nil
+	return err
 }

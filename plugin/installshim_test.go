@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -25,7 +26,7 @@ func testInstaller(t *testing.T) (i *installer, out *bytes.Buffer, calls func() 
 	}
 	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
 	out = &bytes.Buffer{}
-	i = &installer{shimConfig: shimConfig{listen: defaultShim, engine: defaultEngine}, booted: dir, units: dir, out: out}
+	i = &installer{shimConfig: shimConfig{listen: defaultShim, engine: defaultEngine}, program: "/usr/local/bin/portolan", booted: dir, units: dir, out: out}
 	calls = func() string {
 		text, err := os.ReadFile(log)
 		require.NoError(t, err)
@@ -47,14 +48,15 @@ docker context create portolan --docker host=unix:///run/portolan/docker.sock
 	assert.Contains(t, out.String(), "docker --context portolan ps")
 	service, err := os.ReadFile(filepath.Join(i.units, shimService))
 	require.NoError(t, err)
-	program, err := os.Executable()
-	require.NoError(t, err)
-	assert.Contains(t, string(service), "\nExecStart="+program+" shim\n")
+	assert.Contains(t, string(service), "\nExecStart=/usr/local/bin/portolan shim\n")
 
-	// Again, with a context that is there by now.
+	// Again, with a context that is there by now. The socket is the same, and
+	// stays.
 	require.NoError(t, os.WriteFile(filepath.Join(i.units, "context"), nil, 0o600))
 	require.NoError(t, i.install(t.Context()))
-	assert.Contains(t, calls(), "docker context update portolan --docker host=unix:///run/portolan/docker.sock\n")
+	again := calls()
+	assert.Contains(t, again, "docker context update portolan --docker host=unix:///run/portolan/docker.sock\n")
+	assert.Contains(t, again, "systemctl stop portolan-shim.service\n")
 
 	require.NoError(t, i.remove(t.Context()))
 	assert.Equal(t, `systemctl disable --now portolan-shim.service
@@ -74,15 +76,16 @@ docker context rm -f portolan
 
 func TestInstallShimElsewhere(t *testing.T) {
 	i, _, calls := testInstaller(t)
-	i.listen, i.engine, i.takeOver = "/var/run/docker.sock", "/run/engine.sock", true
+	path := filepath.Join(i.units, "docker.sock")
+	i.listen, i.engine, i.takeOver = path, "/run/engine.sock", true
 	require.NoError(t, i.install(t.Context()))
-	assert.Contains(t, calls(), "host=unix:///var/run/docker.sock\n")
+	assert.Contains(t, calls(), "host=unix://"+path+"\n")
 	service, err := os.ReadFile(filepath.Join(i.units, shimService))
 	require.NoError(t, err)
 	assert.Contains(t, string(service), " shim --engine /run/engine.sock --take-over\n")
 	socket, err := os.ReadFile(filepath.Join(i.units, shimSocket))
 	require.NoError(t, err)
-	assert.Contains(t, string(socket), "\nListenStream=/var/run/docker.sock\n")
+	assert.Contains(t, string(socket), "\nListenStream="+path+"\n")
 	assert.NotContains(t, i.socket(false), "SocketGroup")
 	assert.Contains(t, i.socket(true), "SocketGroup=docker\n")
 }
@@ -99,6 +102,9 @@ func TestInstallShimRefuses(t *testing.T) {
 		require.ErrorContains(t, i.install(t.Context()), want)
 	}
 	i.listen = defaultShim
+	i.program = "/root/portolan/bin/portolan"
+	require.ErrorContains(t, i.install(t.Context()), "install it as /usr/local/bin/portolan")
+	i.program = "/usr/local/bin/portolan"
 	require.NoError(t, os.WriteFile(filepath.Join(i.units, "systemctl"), []byte("#!/bin/sh\necho no bus >&2; exit 1\n"), 0o755))
 	err := i.install(t.Context())
 	require.ErrorContains(t, err, "systemctl daemon-reload: exit status 1: no bus")
@@ -112,4 +118,23 @@ func TestInstallShimNeedsSystemd(t *testing.T) {
 	require.ErrorContains(t, err, "systemd does not run here")
 	require.ErrorContains(t, err, "docker context create portolan --docker host=unix:///run/portolan/docker.sock")
 	assert.NoFileExists(t, filepath.Join(i.units, shimService))
+}
+
+// TestInstallShimTakesNoSocket: systemd would unlink the socket of a running
+// engine and put its own there.
+func TestInstallShimTakesNoSocket(t *testing.T) {
+	i, _, _ := testInstaller(t)
+	i.listen = filepath.Join(i.units, "docker.sock")
+	ln, err := net.Listen("unix", i.listen)
+	require.NoError(t, err)
+	require.ErrorContains(t, i.install(t.Context()), "something else listens on "+i.listen)
+	assert.NoFileExists(t, filepath.Join(i.units, shimSocket))
+
+	// What is left of one is in nobody's way, and goes with the shim.
+	ln.(*net.UnixListener).SetUnlinkOnClose(false)
+	require.NoError(t, ln.Close())
+	require.NoError(t, i.install(t.Context()))
+	require.FileExists(t, i.listen)
+	require.NoError(t, i.remove(t.Context()))
+	assert.NoFileExists(t, i.listen)
 }

@@ -12,13 +12,20 @@ import (
 // tables are apart from nftables: a rule of ours in DOCKER-USER has to be set
 // with the same tool. The kernel does not list legacy chains by netlink, so the
 // host's own program is asked, where there is one.
+//
+// A service starts before the engine does. Where neither variant has the chains
+// yet, they will be where the program is that the engine calls.
 func legacyDocker() bool {
-	if !legacyTables() {
-		return false
-	}
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
-	return exec.CommandContext(ctx, legacyIPTables.IPv4, "-w", "5", "-n", "-L", DockerUserChain).Run() == nil
+	has := func(program string) bool {
+		return exec.CommandContext(ctx, program, "-w", "5", "-n", "-L", DockerUserChain).Run() == nil
+	}
+	if legacyTables() && has(legacyIPTables.IPv4) {
+		return true
+	}
+	version, err := exec.CommandContext(ctx, "iptables", "--version").Output()
+	return err == nil && strings.Contains(string(version), "(legacy)") && !has("iptables-nft")
 }
 
 // legacyIPTables are the programs of the legacy variant.
