@@ -126,8 +126,8 @@ func both(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	var straight, by answer
 	// A second may begin between the two, and containers that are up for one
-	// more are listed so.
-	for range 3 {
+	// more are listed so; each has seconds of its own.
+	for range 20 {
 		straight, by = ask(h.engine.Address()), ask("unix://"+h.shimSocket())
 		printed := by
 		if asJSON {
