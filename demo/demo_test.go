@@ -77,10 +77,27 @@ func TestSendHasASourceAddress(t *testing.T) {
 	}
 }
 
+func TestBulkComesBack(t *testing.T) {
+	for _, network := range []string{"tcp", "udp"} {
+		t.Run(network, func(t *testing.T) {
+			addr := serve(t, network, echoer{raw: true})
+			s := sender{network: network, addr: addr, noFragments: true, timeout: long}
+			require.NoError(t, s.bulk(t.Context(), 65507))
+			require.NoError(t, s.bulk(t.Context(), 0))
+			s.addr, s.timeout = serveEcho(t, network), 50*time.Millisecond
+			require.Error(t, s.bulk(t.Context(), 5), "it says more than that, or waits for the end of a line")
+		})
+	}
+}
+
 // serveEcho echoes on a free port, as if it were port 7000, until the test ends.
 func serveEcho(t *testing.T, network string) string {
 	t.Helper()
-	e := echoer{suffix: " me"}
+	return serve(t, network, echoer{suffix: " me"})
+}
+
+func serve(t *testing.T, network string, e echoer) string {
+	t.Helper()
 	if network == "tcp" {
 		ln, err := net.Listen("tcp", "127.0.0.1:0")
 		require.NoError(t, err)

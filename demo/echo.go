@@ -6,6 +6,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"strconv"
@@ -14,13 +15,14 @@ import (
 
 // echo answers on many ports. A datagram, or a line over TCP, is answered by
 // "PORT CLIENT PAYLOAD" with the port on which it came and the client's
-// address as seen here, then the -name where one is given.
+// address as seen here, then the -name where one is given; with -raw, by itself.
 func echo(ctx context.Context, args []string) error {
 	f := flag.NewFlagSet("echo", flag.ContinueOnError)
 	tcp := f.String("tcp", "", "TCP `ports`, as 80,7000-7010")
 	udp := f.String("udp", "", "UDP `ports`, as 53,7000-7010")
 	host := f.String("host", "", "`address` to listen on; all where it is empty")
 	name := f.String("name", "", "put at the end of every answer")
+	raw := f.Bool("raw", false, "answer what came, and nothing else")
 	if err := f.Parse(args); err != nil {
 		return err
 	}
@@ -35,7 +37,7 @@ func echo(ctx context.Context, args []string) error {
 	if len(tcpPorts)+len(udpPorts) == 0 {
 		return errors.New("no ports; give -tcp, -udp or both")
 	}
-	e := echoer{suffix: " " + *name}
+	e := echoer{suffix: " " + *name, raw: *raw}
 	if *name == "" {
 		e.suffix = ""
 	}
@@ -59,7 +61,10 @@ func echo(ctx context.Context, args []string) error {
 }
 
 // echoer serves until the process ends, and its goroutines with it.
-type echoer struct{ suffix string }
+type echoer struct {
+	suffix string
+	raw    bool
+}
 
 func (e echoer) answer(port int, client net.Addr, payload string) []byte {
 	return fmt.Appendf(nil, "%d %s %s%s", port, plain(client), payload, e.suffix)
@@ -77,6 +82,10 @@ func (e echoer) serveTCP(ln net.Listener, port int) {
 
 func (e echoer) serveConn(c net.Conn, port int) {
 	defer c.Close()
+	if e.raw {
+		_, _ = io.Copy(c, c)
+		return
+	}
 	for in := bufio.NewScanner(c); in.Scan(); {
 		if _, err := c.Write(append(e.answer(port, c.RemoteAddr(), in.Text()), '\n')); err != nil {
 			return
@@ -91,8 +100,12 @@ func (e echoer) serveUDP(c net.PacketConn, port int) {
 		if err != nil {
 			return
 		}
+		answer := buf[:n]
+		if !e.raw {
+			answer = e.answer(port, from, string(answer))
+		}
 		// A client that is gone is no reason to stop serving the others.
-		_, _ = c.WriteTo(e.answer(port, from, string(buf[:n])), from)
+		_, _ = c.WriteTo(answer, from)
 	}
 }
 

@@ -17,6 +17,7 @@ type sender struct {
 	network, addr string
 	bind          string
 	broadcast     bool
+	noFragments   bool
 	timeout       time.Duration
 }
 
@@ -29,6 +30,8 @@ func send(ctx context.Context, args []string) error {
 	f.StringVar(&s.bind, "bind", "", "source `address`, with or without a port")
 	f.BoolVar(&s.broadcast, "broadcast", false, "UDP: take an answer from any address, as a broadcast needs")
 	f.DurationVar(&s.timeout, "timeout", 2*time.Second, "how long to wait for a connection or an answer")
+	f.BoolVar(&s.noFragments, "df", false, "UDP with -size: do not fragment")
+	size := f.Int("size", -1, "send that many random `bytes` to an echo -raw, which must come back")
 	count := f.Int("count", 1, "how many messages")
 	interval := f.Duration("interval", 100*time.Millisecond, "time between messages")
 	until := f.String("until", "", "stop with success at the first answer that has this `text`")
@@ -44,6 +47,9 @@ func send(ctx context.Context, args []string) error {
 		return errors.New("want tcp|udp ADDR [PAYLOAD]")
 	}
 	s.network, s.addr = f.Arg(0), f.Arg(1)
+	if *size >= 0 {
+		return s.bulk(ctx, *size)
+	}
 	c, err := s.open(ctx)
 	if err != nil {
 		return err

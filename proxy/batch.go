@@ -1,9 +1,7 @@
 package proxy
 
 import (
-	"encoding/binary"
 	"fmt"
-	"net/netip"
 
 	"golang.org/x/sys/unix"
 )
@@ -19,21 +17,6 @@ const (
 	// oobSize has room for IP_PKTINFO, 32 bytes, and IPV6_PKTINFO, 40.
 	oobSize = 128
 )
-
-// sockname is a struct sockaddr_in or sockaddr_in6, as the kernel has it.
-type sockname [unix.SizeofSockaddrInet6]byte
-
-// addrPort is false if it is not an IP address.
-func (s *sockname) addrPort() (netip.AddrPort, bool) {
-	port := binary.BigEndian.Uint16(s[2:])
-	switch binary.NativeEndian.Uint16(s[:]) {
-	case unix.AF_INET:
-		return netip.AddrPortFrom(netip.AddrFrom4([4]byte(s[4:8])), port), true
-	case unix.AF_INET6:
-		return netip.AddrPortFrom(netip.AddrFrom16([16]byte(s[8:24])).Unmap(), port), true
-	}
-	return netip.AddrPort{}, false
-}
 
 // batch has room for the datagrams of one round, and what is known of each.
 type batch struct {

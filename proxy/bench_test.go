@@ -159,7 +159,7 @@ func BenchmarkTCPConnect(b *testing.B) {
 		if _, err := io.ReadFull(c, msg); err != nil {
 			b.Fatal(err)
 		}
-		abort(c)
+		abortTCP(c)
 	}
 }
 

@@ -13,10 +13,15 @@
 //
 // # TCP
 //
-// A connection is two copies, by splice(2) where the kernel can. The end of one
-// direction is passed on alone (half-close); a reset on either side is passed
-// on as a reset, which also leaves no TIME_WAIT behind. A live connection takes
-// six file descriptors: two sockets, and a pipe for each direction.
+// One loop on one thread carries the connections of all ports: it copies small
+// messages, one read and one write for each, and moves bulk by splice(2). The end
+// of one direction is passed on alone (half-close), so that whoever closes first
+// is left with the TIME_WAIT; where that is us, towards a backend, the port is
+// used again before the host runs out of ports. A reset on either side is passed
+// on as a reset, which leaves no TIME_WAIT. What one peer does not take stays with
+// the other: of a connection that is not bulk 16 KiB a direction at most are held
+// here, of one that is 1 MiB. A live connection takes two file descriptors, and
+// two more for a pipe as long as a direction is bulk.
 //
 // # UDP
 //
@@ -26,9 +31,12 @@
 // would; replies wait for a slow device, and the flows of that port with them.
 // Boundaries and empty datagrams are kept.
 //
-// One loop on one thread carries the datagrams of all ports: it reads and sends
-// many at a time (recvmmsg, sendmmsg), and those of one size to the same place as
-// one message that the kernel cuts apart (UDP_SEGMENT).
+// Another loop carries the datagrams of all ports: it reads and sends many at a
+// time (recvmmsg, sendmmsg), and those of one size to the same place as one
+// message that the kernel cuts apart (UDP_SEGMENT).
+//
+// ServeSteeredUDP serves a socket that a BPF program steers the datagrams of many
+// ports to. There a flow has a second socket, at its client's side.
 //
 // # SCTP
 //
@@ -37,9 +45,8 @@
 //
 // # Ownership
 //
-// A Proxy owns its socket and every goroutine and connection that comes of it;
-// Close ends them all and waits. An idle TCP socket costs one goroutine, an idle
-// UDP socket none, and neither a buffer; the loop of all UDP sockets is there as
-// long as any of them. Proxies that share a Files leave open files to one another
-// and to the rest of the process.
+// A Proxy owns its socket and everything that comes of it; Close ends that all
+// and waits. An idle socket costs no goroutine and no buffer; the loop of a
+// protocol is there as long as any socket of it. Proxies that share a Files leave
+// open files to one another and to the rest of the process.
 package proxy

@@ -13,8 +13,10 @@ import (
 const keptBack = 64
 
 const (
-	filesOfConn = 6 // two sockets, and a pipe of two ends for each direction
-	filesOfFlow = 1
+	filesOfConn  = 2 // two sockets
+	filesOfPipe  = 2 // of a direction that is bulk: its two ends
+	filesOfFlow  = 1
+	filesOfFront = 1 // of a steered flow
 )
 
 // Files bounds the open files that the traffic of all proxies that share it may

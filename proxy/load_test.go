@@ -297,6 +297,11 @@ func BenchmarkUDPLoad(b *testing.B) {
 	}
 }
 
+func abortTCP(c *net.TCPConn) {
+	_ = c.SetLinger(0)
+	_ = c.Close()
+}
+
 // tcpLoad has so many clients make n round trips of 64 bytes, each by a
 // connection of its own if they are to connect, which it resets.
 func tcpLoad(b *testing.B, addr netip.AddrPort, clients, n int, connect bool) {
@@ -310,7 +315,7 @@ func tcpLoad(b *testing.B, addr netip.AddrPort, clients, n int, connect bool) {
 			var c *net.TCPConn
 			defer func() {
 				if c != nil {
-					abort(c)
+					abortTCP(c)
 				}
 			}()
 			for left.Add(-1) >= 0 {
@@ -329,7 +334,7 @@ func tcpLoad(b *testing.B, addr netip.AddrPort, clients, n int, connect bool) {
 					return
 				}
 				if connect {
-					abort(c)
+					abortTCP(c)
 					c = nil
 				}
 			}
@@ -343,7 +348,7 @@ func awaitTCP(b *testing.B, addr netip.AddrPort) {
 	b.Helper()
 	for range 100 {
 		if c, err := net.DialTCP("tcp", nil, net.TCPAddrFromAddrPort(addr)); err == nil {
-			abort(c)
+			abortTCP(c)
 			return
 		}
 		time.Sleep(20 * time.Millisecond)

@@ -99,6 +99,9 @@ func (o *outbox) send(fd int, left func(f *flow, data *unix.Iovec)) {
 			// Twice, because an ICMP error that an earlier datagram caused is
 			// reported by the next call, which then sends nothing.
 			again = true
+			if m.to == nil {
+				m.flow.refused(err)
+			}
 			continue
 		}
 		// Lost, as the network might have lost it: the route is gone, or the

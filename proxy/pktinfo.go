@@ -7,18 +7,20 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// pktinfo is what IP_PKTINFO and IPV6_PKTINFO say of a received datagram
-// (ip(7), RFC 3542 section 6). Addresses have no zone and are not v4-mapped.
+// pktinfo is what control messages say of a received datagram: IP_PKTINFO,
+// IPV6_PKTINFO and, of a steered one, IP_ORIGDSTADDR and IPV6_ORIGDSTADDR (ip(7),
+// RFC 3542 section 6). Addresses have no zone and are not v4-mapped.
 type pktinfo struct {
 	dst     netip.Addr // destination in the header
+	port    uint16     // the same
 	src     netip.Addr // to answer from: dst, or unspecified if dst is a group's
 	ifindex uint32     // where it came in
 }
 
 // parsePktinfo reads control messages. What they leave open is bound, the
 // socket's own address. It allocates nothing.
-func parsePktinfo(oob []byte, bound netip.Addr) pktinfo {
-	info := pktinfo{dst: bound, src: bound}
+func parsePktinfo(oob []byte, bound netip.AddrPort) pktinfo {
+	info := pktinfo{dst: bound.Addr(), port: bound.Port(), src: bound.Addr()}
 	for len(oob) > 0 {
 		h, data, rest, err := unix.ParseOneSocketControlMessage(oob)
 		if err != nil {
@@ -35,7 +37,6 @@ func parsePktinfo(oob []byte, bound netip.Addr) pktinfo {
 				// the datagram came by; sendmsg(2) with the interface knows better.
 				info.src = netip.IPv4Unspecified()
 			}
-			return info
 		case h.Level == unix.SOL_IPV6 && h.Type == unix.IPV6_PKTINFO && len(data) >= unix.SizeofInet6Pktinfo:
 			// An IPv4 datagram brings this too; IP_PKTINFO follows and wins.
 			info.dst = netip.AddrFrom16([16]byte(data[:16])).Unmap()
@@ -44,6 +45,9 @@ func parsePktinfo(oob []byte, bound netip.Addr) pktinfo {
 				info.src = netip.IPv6Unspecified()
 			}
 			info.ifindex = binary.NativeEndian.Uint32(data[16:20])
+		case h.Level == unix.SOL_IP && h.Type == unix.IP_ORIGDSTADDR && len(data) >= 4,
+			h.Level == unix.SOL_IPV6 && h.Type == unix.IPV6_ORIGDSTADDR && len(data) >= 4:
+			info.port = binary.BigEndian.Uint16(data[2:]) // of a sockaddr
 		}
 		oob = rest
 	}

@@ -1,7 +1,6 @@
 package proxy
 
 import (
-	"context"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -18,8 +17,13 @@ type Proxy interface {
 	// moves to another backend. When it returns, nothing arrives any more from
 	// a backend of before.
 	Reset()
-	// Close ends every goroutine and connection, live ones included (TCP by
-	// reset), and returns when they have ended. Closing again is nil.
+	// ResetWhere is Reset for those whose local address, as BackendFunc is told
+	// it, is one that in says. It is for a socket that serves several ports. in
+	// is called while traffic waits, so it must be quick, and must not call the
+	// proxy.
+	ResetWhere(in func(local netip.AddrPort) bool)
+	// Close ends every connection and flow (TCP by reset), and returns when
+	// nothing of them is under way. Closing again is nil.
 	Close() error
 }
 
@@ -35,10 +39,9 @@ var (
 // socket. Of a UDP datagram it is the destination as sent: the broadcast or
 // multicast address, if that is what the client used.
 //
-// It is called from the proxy's goroutines, several at a time, and other traffic
-// waits for it: that of the socket, or of all UDP sockets. So it must be quick.
-// Close and Reset wait for it too, so it must not call them, nor take a lock that
-// their caller holds.
+// It is called by the loops of the protocols, and all other traffic of its
+// protocol waits for it. So it must be quick. Close and Reset wait for it too, so
+// it must not call them, nor take a lock that their caller holds.
 type BackendFunc func(local netip.AddrPort) (netip.AddrPort, bool)
 
 // Bounds of the pause after an error that may pass (EMFILE, ENOMEM): short
@@ -56,16 +59,6 @@ type backoff time.Duration
 func (b *backoff) next() time.Duration {
 	*b = min(max(*b*2, backoff(minPause)), backoff(maxPause))
 	return time.Duration(*b)
-}
-
-// pause sleeps for next, or until ctx ends.
-func (b *backoff) pause(ctx context.Context) {
-	t := time.NewTimer(b.next())
-	defer t.Stop()
-	select {
-	case <-t.C:
-	case <-ctx.Done():
-	}
 }
 
 // plain is a without what only sockets need: the IPv4 address of a v4-mapped

@@ -29,17 +29,33 @@ func enlargeBuffers(fd int) {
 // needs both options: IPV6_PKTINFO of an IPv4 datagram does not tell whether the
 // destination is a broadcast address, from which nothing can be answered.
 func enablePktinfo(fd int) error {
+	return enable(fd, option{"IP_PKTINFO", unix.IP_PKTINFO}, option{"IPV6_RECVPKTINFO", unix.IPV6_RECVPKTINFO})
+}
+
+// enableOrigDst has every datagram bring the port that it was sent to.
+func enableOrigDst(fd int) error {
+	return enable(fd, option{"IP_RECVORIGDSTADDR", unix.IP_RECVORIGDSTADDR},
+		option{"IPV6_RECVORIGDSTADDR", unix.IPV6_RECVORIGDSTADDR})
+}
+
+type option struct {
+	name   string
+	number int
+}
+
+// enable sets an option for each family that the socket has.
+func enable(fd int, opt4, opt6 option) error {
 	domain, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DOMAIN)
 	if err != nil {
 		return fmt.Errorf("ask for SO_DOMAIN: %w", err)
 	}
 	if domain == unix.AF_INET6 {
-		if err := unix.SetsockoptInt(fd, unix.SOL_IPV6, unix.IPV6_RECVPKTINFO, 1); err != nil {
-			return fmt.Errorf("set IPV6_RECVPKTINFO: %w", err)
+		if err := unix.SetsockoptInt(fd, unix.SOL_IPV6, opt6.number, 1); err != nil {
+			return fmt.Errorf("set %s: %w", opt6.name, err)
 		}
 	}
-	if err := unix.SetsockoptInt(fd, unix.SOL_IP, unix.IP_PKTINFO, 1); err != nil {
-		return fmt.Errorf("set IP_PKTINFO: %w", err)
+	if err := unix.SetsockoptInt(fd, unix.SOL_IP, opt4.number, 1); err != nil {
+		return fmt.Errorf("set %s: %w", opt4.name, err)
 	}
 	return nil
 }

@@ -1,7 +1,6 @@
 package proxy
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -9,11 +8,17 @@ import (
 	"net/netip"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // DefaultDialTimeout is long enough for two lost SYNs (1 s, then 2 s more), and
 // short enough that a client hears of a dead backend before it gives up itself.
 const DefaultDialTimeout = 10 * time.Second
+
+// acceptsAtOnce leaves time for the other sockets: one connection takes about as
+// long as ten round trips.
+const acceptsAtOnce = 16
 
 // TCPConfig has the settings of a TCP proxy. The zero value is usable.
 type TCPConfig struct {
@@ -27,28 +32,26 @@ type TCPConfig struct {
 	Log *slog.Logger
 }
 
-// TCP is the proxy of one listening socket.
+// TCP is the proxy of one listening socket. Its state belongs to the hub.
 type TCP struct {
-	ln      *net.TCPListener
-	accept  func() (*net.TCPConn, error) // ln.AcceptTCP
-	backend BackendFunc
-	dialer  net.Dialer
-	files   *Files
-	log     *slog.Logger
-	failing sparsely // of the accepting goroutine
+	frontend
+	timer       // of a rest
+	backend     BackendFunc
+	dialTimeout time.Duration
+	files       *Files
+	shut        func() error // shutdown, once
 
-	ctx    context.Context // ends pauses and dials
-	cancel context.CancelFunc
-	wg     sync.WaitGroup
-	shut   func() error // shutdown, once
-
-	mu     sync.Mutex // guards below
-	live   map[*tcpConn]struct{}
-	closed bool
+	loop   *tcpLoop // nil before join
+	conns  map[*tcpConn]struct{}
+	accept func(fd int) (int, error)
 }
 
 // ServeTCP serves the connections of ln, which it owns from here on, until
 // Close. Keepalive is on, on both sides, with the intervals of package net.
+//
+// The socket is taken out of ln, which is closed; Control leads to it. It may
+// receive the connections of several ports, which a BPF program of type
+// sk_lookup steers to it: backend is asked with the address that a client used.
 func ServeTCP(ln *net.TCPListener, backend BackendFunc, cfg TCPConfig) *TCP {
 	p := newTCP(ln, backend, cfg)
 	p.start()
@@ -60,142 +63,157 @@ func newTCP(ln *net.TCPListener, backend BackendFunc, cfg TCPConfig) *TCP {
 		cfg.DialTimeout = DefaultDialTimeout
 	}
 	p := &TCP{
-		ln:      ln,
-		accept:  ln.AcceptTCP,
-		backend: backend,
-		dialer:  net.Dialer{Timeout: cfg.DialTimeout},
-		files:   cfg.Files,
-		log:     orSilent(cfg.Log),
-		live:    make(map[*tcpConn]struct{}),
+		frontend:    newFrontend(&tcpHub.mu, ln, ln.Addr(), cfg.Log),
+		backend:     backend,
+		dialTimeout: cfg.DialTimeout,
+		files:       cfg.Files,
+		conns:       make(map[*tcpConn]struct{}),
+		accept:      accept4,
 	}
-	// A container on a local bridge has one path, and splice wants plain TCP.
-	p.dialer.SetMultipathTCP(false)
-	p.ctx, p.cancel = context.WithCancel(context.Background())
 	p.shut = sync.OnceValue(p.shutdown)
 	return p
 }
 
 func (p *TCP) start() {
-	_ = p.ln.SetDeadline(time.Time{}) // of whoever had ln before
-	p.wg.Add(1)
-	go p.acceptLoop()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.fd < 0 {
+		return
+	}
+	tune(p.fd)
+	p.join(func() (err error) {
+		p.loop, err = tcpHub.enter(p.fd, p)
+		return err
+	})
 }
 
-// Addr is the listener's address.
-func (p *TCP) Addr() net.Addr { return p.ln.Addr() }
-
-// Reset resets every live connection, on both sides, and goes on accepting.
+// Reset resets every connection, on both sides, and goes on accepting.
 func (p *TCP) Reset() {
-	for _, c := range p.liveConns() {
-		c.reset()
+	p.ResetWhere(func(netip.AddrPort) bool { return true })
+}
+
+// ResetWhere implements Proxy.
+func (p *TCP) ResetWhere(in func(netip.AddrPort) bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for c := range p.conns {
+		if in(c.local) {
+			c.reset()
+		}
 	}
 }
 
-// Close stops listening, resets every live connection on both sides, and
-// returns when every goroutine has ended. The error is that of closing the
-// listener; closing again returns it again.
+// Close stops listening, resets every connection on both sides, and returns
+// when nothing of them is under way; the last proxy's Close also ends the loop.
+// The error is that of closing the socket; closing again returns it again.
 func (p *TCP) Close() error { return p.shut() }
 
-// shutdown first refuses newcomers, then ends what is live, and waits last:
-// after the first step nothing can be added behind its back.
 func (p *TCP) shutdown() error {
 	p.mu.Lock()
-	p.closed = true
+	var ended <-chan struct{}
+	if l := p.loop; l != nil {
+		l.due.set(p, time.Time{})
+		l.unwatch(p.fd)
+		for c := range p.conns {
+			c.reset()
+		}
+		ended = tcpHub.leave()
+	}
+	err := p.close()
 	p.mu.Unlock()
-	err := p.ln.Close()
-	p.cancel()
-	p.Reset()
-	p.wg.Wait()
-	if err != nil && !errors.Is(err, net.ErrClosed) {
+	if ended != nil {
+		<-ended
+	}
+	if err != nil {
 		return fmt.Errorf("close tcp proxy %s: %w", p.Addr(), err)
 	}
 	return nil
 }
 
-// acceptLoop ends when the listener is closed, and only then: a process that is
-// out of file descriptors for a while must not lose its ports for ever.
-func (p *TCP) acceptLoop() {
-	defer p.wg.Done()
-	var wait backoff
-	for {
-		client, err := p.accept()
-		if errors.Is(err, net.ErrClosed) {
+// The methods below are the loop's, which has the hub's lock.
+
+// ready has connections be taken at the end of the round: their sockets may get
+// the numbers of others, of which there are still events.
+func (p *TCP) ready(uint32) { p.loop.waiting = append(p.loop.waiting, p) }
+
+// take accepts connections.
+func (p *TCP) take() {
+	for range acceptsAtOnce {
+		fd, err := p.accept(p.fd)
+		switch {
+		case err == nil:
+			p.wait = 0
+			p.serve(fd)
+		case errors.Is(err, unix.EAGAIN):
+			return
+		case errors.Is(err, unix.EINTR), errors.Is(err, unix.ECONNABORTED):
+		default:
+			p.rest(err)
 			return
 		}
-		if err != nil {
-			if p.failing.now() {
-				p.log.Warn("accept connection", "frontend", p.Addr(), "err", err)
-			}
-			wait.pause(p.ctx)
-			continue
-		}
-		wait = 0
-		if !p.files.take(filesOfConn, fdOf(client)) {
-			if p.failing.now() {
-				p.log.Warn("refuse connections: too many open files; raise the limit of this process (systemd: LimitNOFILE=)",
-					"frontend", p.Addr(), "client", client.RemoteAddr())
-			}
-			abort(client)
-			continue
-		}
-		c := newTCPConn(p.ctx, client)
-		if !p.track(c) {
-			p.files.give(filesOfConn)
-			c.reset()
-			continue
-		}
-		p.wg.Add(1) // cannot race with Wait: this goroutine is counted too
-		go p.serve(c)
 	}
 }
 
-// serve is the life of one connection.
-func (p *TCP) serve(c *tcpConn) {
-	defer p.wg.Done()
-	defer p.files.give(filesOfConn)
-	defer p.untrack(c)
-	local := plain(addrPort(c.client.LocalAddr()))
+// rest leaves the listener alone for a while after an error, which would only be
+// met again. A process that is out of files for a time does not lose its ports.
+func (p *TCP) rest(err error) {
+	if p.failing.now() {
+		p.log.Warn("accept connection", "frontend", p.addr, "err", err)
+	}
+	p.loop.unwatch(p.fd)
+	p.loop.due.set(p, p.loop.now.Add(p.wait.next()))
+}
+
+// tick ends a rest.
+func (p *TCP) tick() {
+	var again time.Time
+	if p.loop.watch(p.fd, p, unix.EPOLLIN) != nil {
+		again = p.loop.now.Add(p.wait.next())
+	}
+	p.loop.due.set(p, again)
+}
+
+// serve begins a connection of the client at fd.
+func (p *TCP) serve(fd int) {
+	if !p.files.take(filesOfConn, fd) {
+		if p.failing.now() {
+			p.log.Warn("refuse connections: too many open files; raise the limit of this process (systemd: LimitNOFILE=)",
+				"frontend", p.addr, "client", peerOf(fd))
+		}
+		abort(fd)
+		return
+	}
+	if !tuned(fd) { // it came before the listener was
+		tune(fd)
+	}
+	name, _ := localName(fd)
+	local, _ := name.addrPort()
+	c := &tcpConn{proxy: p, local: local}
+	c.client = side{conn: c, other: &c.backend, fd: fd}
+	c.backend = side{conn: c, other: &c.client, fd: -1}
+	p.conns[c] = struct{}{}
 	to, ok := p.backend(local)
 	if !ok {
-		p.log.Debug("refuse connection without backend", "frontend", local, "client", c.client.RemoteAddr())
-		c.reset()
+		c.refuse(errNoBackend)
 		return
 	}
-	backend, err := p.dialer.DialTCP(c.dialing, "tcp", netip.AddrPort{}, to)
-	if err != nil {
-		p.log.Debug("refuse connection", "frontend", local, "client", c.client.RemoteAddr(), "backend", to, "err", err)
-		c.reset()
-		return
+	c.to = to
+	if err := c.dial(); err != nil {
+		c.refuse(err)
 	}
-	c.splice(backend)
 }
 
-// track adds c, which Reset and Close will see from then on. It is false after
-// Close.
-func (p *TCP) track(c *tcpConn) bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.closed {
-		return false
-	}
-	p.live[c] = struct{}{}
-	return true
-}
+var errNoBackend = errors.New("no backend")
 
-func (p *TCP) untrack(c *tcpConn) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	delete(p.live, c)
-}
-
-func (p *TCP) liveConns() []*tcpConn {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	conns := make([]*tcpConn, 0, len(p.live))
-	for c := range p.live {
-		conns = append(conns, c)
+// peerOf is for a line of the log.
+func peerOf(fd int) netip.AddrPort {
+	switch sa, _ := unix.Getpeername(fd); sa := sa.(type) {
+	case *unix.SockaddrInet4:
+		return netip.AddrPortFrom(netip.AddrFrom4(sa.Addr), uint16(sa.Port))
+	case *unix.SockaddrInet6:
+		return netip.AddrPortFrom(netip.AddrFrom16(sa.Addr).Unmap(), uint16(sa.Port))
 	}
-	return conns
+	return netip.AddrPort{}
 }
 
 // addrPort is the address of a TCP or UDP socket of package net.

@@ -100,13 +100,16 @@ func requireRefused(t testing.TB, to netip.AddrPort) {
 	require.ErrorIs(t, err, syscall.ECONNRESET)
 }
 
-func reset(t testing.TB, c *net.TCPConn) {
+func reset(t testing.TB, c interface {
+	SetLinger(sec int) error
+	Close() error
+}) {
 	t.Helper()
 	require.NoError(t, c.SetLinger(0))
 	require.NoError(t, c.Close())
 }
 
-func liveTCP(p *TCP) int { return len(p.liveConns()) }
+func liveTCP(p *TCP) int { p.mu.Lock(); defer p.mu.Unlock(); return len(p.conns) }
 
 func TestTCPCarriesBothDirectionsAndTheLocalAddress(t *testing.T) {
 	eachPath(t, "tcp", func(t *testing.T, p path) {
@@ -283,11 +286,25 @@ func TestTCPCloseEndsLiveConnections(t *testing.T) {
 	})
 }
 
-func TestTCPCloseIsNilForAListenerClosedByOthers(t *testing.T) {
+// The socket is the proxy's: nobody can close it behind its back, and have it
+// accept from whatever gets the number next.
+func TestTCPTakesTheSocket(t *testing.T) {
+	noLeaks(t)
+	ln, backend := listenTCP(t, "tcp", "127.0.0.1"), listenTCP(t, "tcp", "127.0.0.1")
+	proxy := ServeTCP(ln, to(addrPort(backend.Addr())), TCPConfig{})
+	t.Cleanup(func() { assert.NoError(t, proxy.Close()) })
+	require.ErrorIs(t, ln.Close(), net.ErrClosed)
+	client := dialTCP(t, addrPort(proxy.Addr()))
+	write(t, client, "ask")
+	requireRead(t, acceptTCP(t, backend), "ask")
+}
+
+func TestTCPCloseIsNilForAListenerThatWasClosed(t *testing.T) {
 	noLeaks(t)
 	ln := listenTCP(t, "tcp", "127.0.0.1")
-	proxy := ServeTCP(ln, toNone, TCPConfig{})
 	require.NoError(t, ln.Close())
+	proxy := ServeTCP(ln, toNone, TCPConfig{})
+	require.ErrorIs(t, proxy.Control(func(uintptr) { t.Error("a socket") }), net.ErrClosed)
 	require.NoError(t, proxy.Close())
 }
 
@@ -321,13 +338,13 @@ func TestTCPOutlivesErrorsOfAccept(t *testing.T) {
 	backend := listenTCP(t, "tcp", "127.0.0.1")
 	proxy := newTCP(ln, to(addrPort(backend.Addr())), TCPConfig{})
 	failures := []error{syscall.EMFILE, syscall.ECONNABORTED, syscall.ENOMEM}
-	proxy.accept = func() (*net.TCPConn, error) {
+	proxy.accept = func(fd int) (int, error) {
 		if len(failures) > 0 {
 			err := failures[0]
 			failures = failures[1:]
-			return nil, &net.OpError{Op: "accept", Err: err}
+			return -1, err
 		}
-		return ln.AcceptTCP()
+		return accept4(fd)
 	}
 	proxy.start()
 	t.Cleanup(func() { assert.NoError(t, proxy.Close()) })
@@ -338,13 +355,11 @@ func TestTCPOutlivesErrorsOfAccept(t *testing.T) {
 
 func TestTCPCloseEndsThePauseAfterAnError(t *testing.T) {
 	noLeaks(t)
-	proxy := newTCP(listenTCP(t, "tcp", "127.0.0.1"), toNone, TCPConfig{})
-	proxy.accept = func() (*net.TCPConn, error) {
-		if proxy.ctx.Err() != nil {
-			return nil, net.ErrClosed
-		}
-		return nil, syscall.EMFILE
-	}
+	var log lineCount
+	proxy := newTCP(listenTCP(t, "tcp", "127.0.0.1"), toNone, TCPConfig{Log: log.logger()})
+	proxy.accept = func(int) (int, error) { return -1, syscall.EMFILE }
 	proxy.start()
+	dialTCP(t, addrPort(proxy.Addr()))
+	eventually(t, func() bool { return log.n.Load() == 1 }, "a line in the log")
 	require.NoError(t, proxy.Close())
 }

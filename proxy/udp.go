@@ -1,15 +1,12 @@
 package proxy
 
 import (
-	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"net/netip"
 	"sync"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 const (
@@ -43,33 +40,22 @@ type UDPConfig struct {
 
 // UDP is the proxy of one UDP socket. Its state belongs to the hub.
 type UDP struct {
-	addr     net.Addr
-	local    netip.AddrPort // addr
+	frontend
+	timer
 	backend  BackendFunc
 	idle     time.Duration
 	maxFlows int
 	files    *Files
-	log      *slog.Logger
 	shut     func() error // shutdown, once
 
-	hub    *hub
-	loop   *loop // nil before join
-	fd     int   // -1 once closed
-	conn   *net.UDPConn
-	flows  flowTable
-	closed bool
+	loop  *udpLoop // nil before join
+	flows flowTable
 
-	answers chain // in the loop's batch
-	waiting waiting
-
-	due   time.Time // of deadlines, as is place
-	place int
+	outlet  outlet // the socket, for replies
+	steered bool   // flows have fronts
 
 	receive func(b *batch, fd int) (int, error)
-	failing sparsely
-	wait    backoff
-	retry   time.Time   // when to read again after an error; usually zero
-	rejoin  *time.Timer // after an error of join
+	retry   time.Time // when to read again after an error; usually zero
 }
 
 // ServeUDP serves the datagrams of conn, which it owns from here on, until
@@ -91,41 +77,21 @@ func newUDP(conn *net.UDPConn, backend BackendFunc, cfg UDPConfig) *UDP {
 		cfg.MaxFlows = DefaultMaxFlows
 	}
 	p := &UDP{
-		addr:     conn.LocalAddr(),
-		local:    plain(addrPort(conn.LocalAddr())),
+		frontend: newFrontend(&udpHub.mu, conn, conn.LocalAddr(), cfg.Log),
 		backend:  backend,
 		idle:     cfg.Idle,
 		maxFlows: cfg.MaxFlows,
 		files:    cfg.Files,
-		log:      orSilent(cfg.Log),
-		hub:      &udpHub,
 		receive:  (*batch).receiveRequests,
 	}
-	p.takeSocket(conn)
+	p.outlet.fd = p.fd
 	p.shut = sync.OnceValue(p.shutdown)
 	return p
 }
 
-// takeSocket has the scheduler's poller, where package net has every socket, not
-// be woken for each datagram as well.
-func (p *UDP) takeSocket(conn *net.UDPConn) {
-	old := fdOf(conn)
-	p.fd = old
-	if old < 0 {
-		return // closed: there is nothing to serve
-	}
-	fd, err := unix.FcntlInt(uintptr(old), unix.F_DUPFD_CLOEXEC, 0)
-	if err != nil { // no file left: it works so too
-		p.conn = conn
-		return
-	}
-	_ = conn.Close()
-	p.fd = fd
-}
-
 func (p *UDP) start() {
-	p.hub.mu.Lock()
-	defer p.hub.mu.Unlock()
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	if p.fd < 0 {
 		return
 	}
@@ -134,54 +100,34 @@ func (p *UDP) start() {
 		// right wherever there is only one.
 		p.log.Warn("ask for destination addresses", "frontend", p.local, "err", err)
 	}
+	if p.steered {
+		if err := enableOrigDst(p.fd); err != nil {
+			p.log.Warn("ask for destination ports: no steered datagram is served", "frontend", p.local, "err", err)
+		}
+	}
 	enlargeBuffers(p.fd)
-	p.join()
-}
-
-// join enters the loop, or tries again later: what is missing is memory or files.
-func (p *UDP) join() {
-	l, err := p.hub.enter()
-	if err == nil {
-		p.loop = l
-		if err = l.watch(p.fd, p, unix.EPOLLIN); err == nil {
-			p.wait = 0
-			return
-		}
-		p.loop = nil
-		p.hub.leave() // nothing to wait for: the loop has done nothing for p
-	}
-	if p.failing.now() {
-		p.log.Warn("serve datagrams", "frontend", p.local, "err", err)
-	}
-	p.rejoin = time.AfterFunc(p.wait.next(), func() {
-		p.hub.mu.Lock()
-		defer p.hub.mu.Unlock()
-		if !p.closed {
-			p.join()
-		}
+	p.join(func() (err error) {
+		p.loop, err = udpHub.enter(p.fd, p)
+		return err
 	})
-}
-
-// Addr is the socket's address.
-func (p *UDP) Addr() net.Addr { return p.addr }
-
-// Control calls f with the socket, which f must not close. It is for options and
-// filters.
-func (p *UDP) Control(f func(fd uintptr)) error {
-	p.hub.mu.Lock()
-	defer p.hub.mu.Unlock()
-	if p.fd < 0 {
-		return net.ErrClosed
-	}
-	f(uintptr(p.fd))
-	return nil
 }
 
 // Reset ends every flow. The next datagram of each client is looked up again.
 func (p *UDP) Reset() {
-	p.hub.mu.Lock()
-	defer p.hub.mu.Unlock()
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	p.endFlows()
+}
+
+// ResetWhere implements Proxy.
+func (p *UDP) ResetWhere(in func(netip.AddrPort) bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, f := range p.flows.flows {
+		if in(f.key.local) {
+			p.endFlow(f)
+		}
+	}
 }
 
 func (p *UDP) endFlows() {
@@ -201,37 +147,21 @@ func (p *UDP) endFlow(f *flow) {
 func (p *UDP) Close() error { return p.shut() }
 
 func (p *UDP) shutdown() error {
-	p.hub.mu.Lock()
-	p.closed = true
-	if p.rejoin != nil {
-		p.rejoin.Stop()
-	}
+	p.mu.Lock()
 	p.endFlows()
 	var ended <-chan struct{}
 	if l := p.loop; l != nil {
 		l.due.set(p, time.Time{})
 		l.unwatch(p.fd)
-		ended = p.hub.leave()
+		ended = udpHub.leave()
 	}
-	err := p.closeSocket()
-	p.hub.mu.Unlock()
+	err := p.close()
+	p.mu.Unlock()
 	if ended != nil {
 		<-ended
 	}
-	if err != nil && !errors.Is(err, net.ErrClosed) {
+	if err != nil {
 		return fmt.Errorf("close udp proxy %s: %w", p.Addr(), err)
-	}
-	return nil
-}
-
-func (p *UDP) closeSocket() error {
-	fd := p.fd
-	p.fd = -1
-	switch {
-	case p.conn != nil:
-		return p.conn.Close()
-	case fd >= 0:
-		return unix.Close(fd)
 	}
 	return nil
 }

@@ -13,7 +13,7 @@ import (
 )
 
 // hold has the loop find what f sends all at once.
-func (p *UDP) hold(f func()) { p.hub.mu.Lock(); defer p.hub.mu.Unlock(); f() }
+func (p *UDP) hold(f func()) { p.mu.Lock(); defer p.mu.Unlock(); f() }
 
 // datagrams have the sizes, and tell their place if there is room.
 func datagrams(sizes ...int) (all [][]byte) {
@@ -172,7 +172,7 @@ func TestUDPRepliesWaitForASlowDevice(t *testing.T) {
 	})
 	waited := false
 	eventually(t, func() bool {
-		proxy.hold(func() { waited = proxy.waiting.some() })
+		proxy.hold(func() { waited = proxy.outlet.waiting.some() })
 		return waited
 	}, "nothing waits")
 	for _, b := range datagrams(5, 5) {
@@ -186,7 +186,7 @@ func TestUDPRepliesWaitForASlowDevice(t *testing.T) {
 			require.Equal(t, uint32(i), binary.BigEndian.Uint32(got[1000:]))
 		}
 	}
-	proxy.hold(func() { waited = proxy.waiting.some() })
+	proxy.hold(func() { waited = proxy.outlet.waiting.some() })
 	require.False(t, waited)
 	burst(t, proxy, clients[0], backend, front, datagrams(5, 6, 7))
 }

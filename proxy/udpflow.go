@@ -2,11 +2,8 @@ package proxy
 
 import (
 	"errors"
-	"fmt"
-	"net"
 	"net/netip"
 	"os"
-	"strconv"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -15,7 +12,7 @@ import (
 // flowKey tells flows apart.
 type flowKey struct {
 	client netip.AddrPort // no zone, not v4-mapped
-	local  netip.Addr     // no zone, not v4-mapped
+	local  netip.AddrPort // the same
 	// ifindex is the interface where the addresses mean nothing without:
 	// link-local IPv6, broadcast and multicast. Elsewhere it is 0, since a
 	// flow's datagrams may come by more than one interface.
@@ -23,7 +20,7 @@ type flowKey struct {
 }
 
 func newFlowKey(client netip.AddrPort, info pktinfo) flowKey {
-	k := flowKey{client: client, local: info.dst}
+	k := flowKey{client: client, local: netip.AddrPortFrom(info.dst, info.port)}
 	if info.scoped() || needsZone(client.Addr()) {
 		k.ifindex = info.ifindex
 	}
@@ -35,7 +32,9 @@ type flow struct {
 	proxy    *UDP
 	key      flowKey
 	fd       int     // connected to the backend; -1 once the flow is over
-	client   address // as the frontend's family has it, with zone
+	outlet   *outlet // for replies
+	front    *front  // of a steered flow, which is its outlet too
+	client   address // as the outlet's family has it, with zone; none if that is connected
 	requests chain   // in the batch
 	up, down int     // the largest datagrams that may share a message, to the backend and the client
 	paused   bool    // see waiting
@@ -54,17 +53,21 @@ func (p *UDP) newFlow(key flowKey, client address, to netip.AddrPort) (*flow, er
 	if !p.files.take(filesOfFlow, fd) {
 		return nil, errors.Join(unix.EMFILE, unix.Close(fd))
 	}
-	f := &flow{proxy: p, key: key, fd: fd, client: client, up: p.loop.segment, down: p.loop.segment}
-	if err := p.loop.watch(fd, f, unix.EPOLLIN); err != nil {
+	f := &flow{proxy: p, key: key, fd: fd, outlet: &p.outlet, client: client, up: p.loop.segment, down: p.loop.segment}
+	err = p.loop.watch(fd, f, unix.EPOLLIN)
+	if err == nil && p.steered {
+		err = f.openFront()
+	}
+	if err != nil {
 		p.files.give(filesOfFlow)
-		return nil, errors.Join(err, unix.Close(fd))
+		return nil, errors.Join(err, p.loop.close(fd))
 	}
 	enlargeBuffers(fd)
 	p.loop.flows++
 	return f, nil
 }
 
-// end closes the flow's socket. Its requests that are in the batch go first: they
+// end closes the flow's sockets. Its requests that are in the batch go first: they
 // came while the flow was there.
 func (f *flow) end() {
 	l := f.proxy.loop
@@ -74,6 +77,9 @@ func (f *flow) end() {
 	_ = l.close(f.fd)
 	f.fd = -1
 	f.proxy.files.give(filesOfFlow)
+	if f.front != nil {
+		f.front.close()
+	}
 	l.flows--
 }
 
@@ -81,70 +87,54 @@ func (f *flow) end() {
 // container is there, its program is not yet, or no more); they are reported
 // once each, and the flow outlives them.
 func (f *flow) ready(events uint32) {
-	p, l := f.proxy, f.proxy.loop
-	if p.waiting.some() {
-		p.waiting.pause(f, events)
+	o, l := f.outlet, f.proxy.loop
+	if o.waiting.some() {
+		o.waiting.pause(f, events)
 		return
 	}
 	if slots-l.replies < perFlow {
-		if l.sendReplies(); p.waiting.some() {
+		if l.sendReplies(); o.waiting.some() {
 			return // told again, and paused then
 		}
 	}
 	n, err := l.batch.receiveReplies(f.fd, l.replies, perFlow)
+	f.refused(err)
 	if err != nil || n == 0 {
 		return
 	}
-	p.flows.touch(f, l.now)
+	f.proxy.flows.touch(f, l.now)
 	for range n {
 		l.batch.owner[l.replies] = f
-		if p.answers.add(l.batch, l.replies) {
-			l.answered = append(l.answered, p)
+		if o.answers.add(l.batch, l.replies) {
+			l.answered = append(l.answered, o)
 		}
 		l.replies++
 	}
 }
 
+// refused tells the client of an error of the flow's socket that says that nobody
+// listens. Broadcast and multicast are not answered so (RFC 1122 section 3.2.2).
+func (f *flow) refused(err error) {
+	local := f.key.local.Addr()
+	toGroup := local.IsMulticast() || local.Is4() && f.key.ifindex != 0
+	if err == nil || toGroup || !errors.Is(err, unix.ECONNREFUSED) {
+		return
+	}
+	f.proxy.loop.unreachable.tell(f.key.client, f.key.local, f.key.ifindex)
+}
+
 // connectUDP opens a socket that is connected to a backend.
 func connectUDP(to netip.AddrPort) (int, error) {
-	sa, family, err := sockaddr(to)
+	name, family, err := newSockname(to)
 	if err != nil {
 		return -1, err
 	}
-	fd, err := unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	fd, err := openSocket(family, unix.SOCK_DGRAM)
 	if err != nil {
 		return -1, os.NewSyscallError("socket", err)
 	}
-	if err := unix.Connect(fd, sa); err != nil {
-		return -1, errors.Join(os.NewSyscallError("connect", err), unix.Close(fd))
+	if err := connect(fd, &name); err != nil {
+		return -1, errors.Join(os.NewSyscallError("connect", err), closeSocket(fd))
 	}
 	return fd, nil
-}
-
-// sockaddr is a with the family of the socket to be connected to it.
-func sockaddr(a netip.AddrPort) (unix.Sockaddr, int, error) {
-	ip := a.Addr().Unmap()
-	switch {
-	case ip.Is4():
-		return &unix.SockaddrInet4{Port: int(a.Port()), Addr: ip.As4()}, unix.AF_INET, nil
-	case ip.Is6():
-		zone, err := zoneID(ip.Zone())
-		return &unix.SockaddrInet6{Port: int(a.Port()), Addr: ip.As16(), ZoneId: zone}, unix.AF_INET6, err
-	}
-	return nil, 0, fmt.Errorf("connect to %s: %w", a, unix.EDESTADDRREQ)
-}
-
-// zoneID is the interface of a zone, which is its number or its name.
-func zoneID(zone string) (uint32, error) {
-	if zone == "" {
-		return 0, nil
-	}
-	if n, err := strconv.ParseUint(zone, 10, 32); err == nil {
-		return uint32(n), nil
-	}
-	i, err := net.InterfaceByName(zone)
-	if err != nil {
-		return 0, fmt.Errorf("find interface %s: %w", zone, err)
-	}
-	return uint32(i.Index), nil
 }

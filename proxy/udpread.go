@@ -2,7 +2,6 @@ package proxy
 
 import (
 	"errors"
-	"net/netip"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -12,20 +11,10 @@ import (
 
 // ready is called by the loop.
 func (p *UDP) ready(events uint32) {
-	if events&unix.EPOLLOUT != 0 && p.waiting.resume(p.loop, p.fd) {
-		p.loop.rewatch(p.fd, p.events())
-	}
+	p.outlet.resume(p.loop, events)
 	if events&^unix.EPOLLOUT != 0 {
 		p.read()
 	}
-}
-
-// events are those that the loop is to wait for.
-func (p *UDP) events() uint32 {
-	if p.waiting.some() {
-		return unix.EPOLLIN | unix.EPOLLOUT
-	}
-	return unix.EPOLLIN
 }
 
 // read sends on what waits at the frontend, at most a batch.
@@ -44,20 +33,25 @@ func (p *UDP) read() {
 		if !ok {
 			continue
 		}
-		info := parsePktinfo(l.batch.oob(slot), p.local.Addr())
-		key := newFlowKey(client, info)
-		f := p.flows.lookup(key)
-		if f == nil {
-			if f = p.open(key, info, l.batch.sender(slot)); f == nil {
-				continue
-			}
-		}
-		if f.requests.add(l.batch, slot) {
-			l.asked = append(l.asked, f)
-			p.flows.touch(f, l.now)
-		}
+		info := parsePktinfo(l.batch.oob(slot), p.local)
+		p.request(slot, newFlowKey(client, info), info)
 	}
 	l.sendRequests()
+}
+
+// request has what is in a slot be sent on.
+func (p *UDP) request(slot int, key flowKey, info pktinfo) {
+	l := p.loop
+	f := p.flows.lookup(key)
+	if f == nil {
+		if f = p.open(key, info, l.batch.sender(slot)); f == nil {
+			return
+		}
+	}
+	if f.requests.add(l.batch, slot) {
+		l.asked = append(l.asked, f)
+		p.flows.touch(f, l.now)
+	}
 }
 
 // pause leaves the frontend alone for a while after an error of reading, which
@@ -74,10 +68,9 @@ func (p *UDP) pause(err error) {
 // open makes a flow, or nil if its datagram is to be dropped. The flow is in
 // the table only once nothing can fail any more.
 func (p *UDP) open(key flowKey, info pktinfo, client address) *flow {
-	local := netip.AddrPortFrom(key.local, p.local.Port())
-	to, ok := p.backend(local)
+	to, ok := p.backend(key.local)
 	if !ok {
-		p.log.Debug("drop datagram without backend", "frontend", local, "client", key.client)
+		p.log.Debug("drop datagram without backend", "frontend", key.local, "client", key.client)
 		return nil
 	}
 	client.source = info.source(key.ifindex)
@@ -88,7 +81,7 @@ func (p *UDP) open(key flowKey, info pktinfo, client address) *flow {
 	}
 	if err != nil {
 		if p.failing.now() {
-			p.log.Warn("open flow", "frontend", local, "client", key.client, "backend", to, "err", err)
+			p.log.Warn("open flow", "frontend", key.local, "client", key.client, "backend", to, "err", err)
 		}
 		return nil
 	}
@@ -114,7 +107,7 @@ func (p *UDP) tick() {
 	}
 	if !p.retry.IsZero() && !p.retry.After(l.now) {
 		p.retry = time.Time{}
-		if err := l.watch(p.fd, p, p.events()); err != nil {
+		if err := l.watch(p.fd, p, p.outlet.events()); err != nil {
 			p.retry = l.now.Add(p.wait.next())
 		}
 	}

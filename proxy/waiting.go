@@ -4,9 +4,31 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// waiting is replies for which the frontend had no room: its device is slower
+// outlet is a socket that replies leave by: a frontend, or a front of one flow.
+type outlet struct {
+	fd      int
+	answers chain // in the loop's batch
+	waiting waiting
+}
+
+// events are those that the loop is to wait for.
+func (o *outlet) events() uint32 {
+	if o.waiting.some() {
+		return unix.EPOLLIN | unix.EPOLLOUT
+	}
+	return unix.EPOLLIN
+}
+
+// resume sends what waits, if there is room for it now.
+func (o *outlet) resume(l *udpLoop, events uint32) {
+	if events&unix.EPOLLOUT != 0 && o.waiting.resume(l, o.fd) {
+		l.rewatch(o.fd, o.events())
+	}
+}
+
+// waiting is replies for which an outlet had no room: its device is slower
 // than the backend. They are few, because as long as there are any the flows of
-// that frontend are not read; what comes meanwhile waits in their sockets.
+// that outlet are not read; what comes meanwhile waits in their sockets.
 type waiting struct {
 	replies []reply
 	paused  []*flow
@@ -41,7 +63,7 @@ func (w *waiting) pause(f *flow, events uint32) {
 // resume sends what waits to the frontend, and has flows read again once
 // nothing is left. It is false if something is. Replies of flows that are over
 // are left out: they may be of a backend of before.
-func (w *waiting) resume(l *loop, fd int) bool {
+func (w *waiting) resume(l *udpLoop, fd int) bool {
 	left := waiting{}
 	for i, r := range w.replies {
 		if r.flow.fd < 0 {
