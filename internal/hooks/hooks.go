@@ -4,15 +4,14 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
-	"path/filepath"
-	"strconv"
 	"strings"
 	"sync"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
+
+	"github.com/portolan/portolan/internal/bpfhost"
 )
 
 // Hooks are the programs, attached. Their methods are safe for concurrent use.
@@ -65,15 +64,15 @@ func Open(cgroup string, log *slog.Logger) (*Hooks, error) {
 func (h *Hooks) Cgroup() string { return h.cgroup }
 
 func (h *Hooks) open() (err error) {
-	if missing := missingCaps(); len(missing) > 0 {
+	if missing := bpfhost.MissingCaps(); len(missing) > 0 {
 		return fmt.Errorf("needs %s: %w", strings.Join(missing, ", "), unix.EPERM)
 	}
 	if h.cgroup == "" {
-		if h.cgroup, err = findRoot(); err != nil {
+		if h.cgroup, err = bpfhost.FindRoot(); err != nil {
 			return err
 		}
 	}
-	root, err := openRoot(h.cgroup)
+	root, err := bpfhost.OpenRoot(h.cgroup)
 	if err != nil {
 		return fmt.Errorf("cgroup %s: %w", h.cgroup, err)
 	}
@@ -113,7 +112,7 @@ func (h *Hooks) programs() []attachment {
 }
 
 func (h *Hooks) load() error {
-	cookie, err := netnsCookie()
+	cookie, err := bpfhost.NetnsCookie()
 	if err != nil {
 		return err
 	}
@@ -128,106 +127,6 @@ func (h *Hooks) load() error {
 		return fmt.Errorf("load: %w", err)
 	}
 	return nil
-}
-
-// netnsCookie is the kernel's name for this process's network namespace.
-func netnsCookie() (uint64, error) {
-	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return 0, fmt.Errorf("ask for the network namespace's cookie: %w", err)
-	}
-	defer unix.Close(fd)
-	cookie, err := unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
-	if err != nil {
-		return 0, fmt.Errorf("ask for the network namespace's cookie (Linux 5.14): %w", err)
-	}
-	return cookie, nil
-}
-
-// findRoot is where the root of a cgroup v2 hierarchy is mounted.
-func findRoot() (string, error) {
-	mounts, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil {
-		return "", err
-	}
-	for line := range strings.Lines(string(mounts)) {
-		// proc(5): ID, parent, device, root, mount point, options, optional
-		// fields, a dash, type
-		before, after, _ := strings.Cut(line, " - ")
-		f := strings.Fields(before)
-		if len(f) < 5 || !strings.HasPrefix(after, "cgroup2 ") {
-			continue
-		}
-		dir := unescape(f[4])
-		if root, err := openRoot(dir); err == nil {
-			return dir, root.Close()
-		}
-	}
-	return "", errors.New("no root of a cgroup v2 hierarchy is mounted")
-}
-
-// unescape reads a path of mountinfo, where blanks and their like are \ and
-// three octal digits.
-func unescape(path string) string {
-	var out strings.Builder
-	for i := 0; i < len(path); i++ {
-		if path[i] == '\\' && i+4 <= len(path) {
-			if n, err := strconv.ParseUint(path[i+1:i+4], 8, 8); err == nil {
-				out.WriteByte(byte(n))
-				i += 3
-				continue
-			}
-		}
-		out.WriteByte(path[i])
-	}
-	return out.String()
-}
-
-// openRoot opens the root of a cgroup v2 hierarchy. Anywhere else the programs
-// would see some of the host's processes only.
-func openRoot(cgroup string) (*os.File, error) {
-	root, err := os.Open(cgroup)
-	if err != nil {
-		return nil, err
-	}
-	var fs unix.Statfs_t
-	err = unix.Fstatfs(int(root.Fd()), &fs)
-	if err == nil && fs.Type != unix.CGROUP2_SUPER_MAGIC {
-		err = errors.New("not a cgroup v2 hierarchy")
-	}
-	if err == nil {
-		// Every cgroup has this file but the root.
-		if _, serr := os.Stat(filepath.Join(cgroup, "cgroup.events")); serr == nil {
-			err = errors.New("not the root of its hierarchy")
-		}
-	}
-	if err != nil {
-		return nil, errors.Join(err, root.Close())
-	}
-	return root, nil
-}
-
-// missingCaps are the capabilities that this process's effective set lacks.
-func missingCaps() (missing []string) {
-	hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-	var data [2]unix.CapUserData
-	if err := unix.Capget(&hdr, &data[0]); err != nil {
-		return []string{"capget: " + err.Error()}
-	}
-	has := func(c int) bool { return data[c/32].Effective&(1<<(c%32)) != 0 }
-	for _, c := range []struct {
-		n, or int // CAP_SYS_ADMIN was all of BPF once, and is still
-		name  string
-	}{
-		{unix.CAP_BPF, unix.CAP_SYS_ADMIN, "CAP_BPF"},
-		{unix.CAP_PERFMON, unix.CAP_SYS_ADMIN, "CAP_PERFMON"},
-		{unix.CAP_NET_ADMIN, unix.CAP_NET_ADMIN, "CAP_NET_ADMIN"},
-	} {
-		if !has(c.n) && !has(c.or) {
-			missing = append(missing, c.name)
-		}
-	}
-	return missing
 }
 
 // Close detaches the programs: clients reach the userland proxy again, those

@@ -16,6 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
+	"github.com/portolan/portolan/internal/bpfhost"
 	"github.com/portolan/portolan/internal/netnstest"
 )
 
@@ -84,7 +85,7 @@ func startChild(t *testing.T, cgroup string) (*exec.Cmd, []ebpf.ProgramID) {
 // the test.
 func testCgroup(t testing.TB) string {
 	t.Helper()
-	if dir, err := findRoot(); err == nil {
+	if dir, err := bpfhost.FindRoot(); err == nil {
 		return dir
 	}
 	dir := t.TempDir()

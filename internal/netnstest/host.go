@@ -53,11 +53,17 @@ func (h *Host) Do(f func() error) error {
 }
 
 // onThread runs f on a thread that ends with it, so that f may change the
-// thread's namespace.
+// thread's namespace. It is never the main thread, which would not end, and whose
+// namespace others take for the process's (/proc/PID/ns/net).
 func onThread(f func() error) error {
 	done := make(chan error)
 	go func() {
 		runtime.LockOSThread()
+		if unix.Gettid() == unix.Getpid() {
+			done <- onThread(f) // this one is taken
+			runtime.UnlockOSThread()
+			return
+		}
 		done <- f()
 	}()
 	return <-done
