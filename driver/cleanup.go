@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"slices"
 
+	"github.com/portolan/portolan/internal/sklookup"
 	"github.com/portolan/portolan/internal/store"
 )
 
@@ -73,7 +74,11 @@ func Cleanup(log *slog.Logger, sysctlDir string, changed []store.Sysctl) error {
 	}
 	sys := sysctls{sysctlDir}
 	for _, c := range slices.Backward(changed) {
-		log.Info("put back sysctl", "sysctl", sysctlName(c.Path), "value", c.Old)
+		if c.Path == sklookup.ReservedPorts {
+			log.Info("take ports out of sysctl", "sysctl", sysctlName(c.Path), "ports", c.New)
+		} else {
+			log.Info("put back sysctl", "sysctl", sysctlName(c.Path), "value", c.Old)
+		}
 		errs = append(errs, sys.undo(c))
 	}
 	return errors.Join(errs...)

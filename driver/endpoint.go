@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/portolan/portolan/internal/store"
@@ -26,7 +27,7 @@ func (d *Driver) addEndpoint(ctx context.Context, r createEndpointRequest) (resp
 	if !validID(r.EndpointID) {
 		return resp, fmt.Errorf("%q is not an endpoint ID", r.EndpointID)
 	}
-	if err := refuseOwn(r.Options, "container", "-o"); err != nil {
+	if err := refuseOwn(slices.Values(r.Options.names), "container", "-o"); err != nil {
 		return resp, err
 	}
 	release, err := d.hold(ctx, r.endpointRequest, "")
@@ -45,7 +46,7 @@ func (d *Driver) addEndpoint(ctx context.Context, r createEndpointRequest) (resp
 	if ep.Addr4, ep.Addr6, err = parseAddrs(n, r.Interface); err != nil {
 		return resp, err
 	}
-	if ep.Exposed, err = r.Options.exposed(); err != nil {
+	if ep.Exposed, err = r.Options.exposed, r.Options.err; err != nil {
 		return resp, err
 	}
 	ep.MAC = r.Interface.MacAddress
@@ -127,15 +128,21 @@ type (
 
 // operInfo answers with what libnetwork's own bridge driver would: the real
 // host ports, one by one. Engines to this day drop the answer of a remote
-// driver, for want of a type.
+// driver, for want of a type, but only when they have decoded it: so a range of
+// portmap.BlockMin ports or more is one binding, and not among the exposed ports.
 func (d *Driver) operInfo(_ context.Context, r endpointRequest) (operInfoResponse, error) {
 	ep, n, err := d.endpoint(r)
 	if err != nil {
 		return operInfoResponse{}, fmt.Errorf("inspect endpoint %.12s: %w", r.EndpointID, err)
 	}
-	exposed := make([]transportPort, len(ep.Exposed))
-	for i, p := range ep.Exposed {
-		exposed[i] = transportPort(p)
+	exposed := []transportPort{}
+	for _, r := range ep.Exposed {
+		if r.Len() >= portmap.BlockMin {
+			continue
+		}
+		for p := range r.All() {
+			exposed = append(exposed, transportPort{p.Proto, p.Port})
+		}
 	}
 	return operInfoResponse{Value: map[string]any{
 		keyPortMap: expand(target(n, ep), ep.Mappings),
@@ -143,7 +150,7 @@ func (d *Driver) operInfo(_ context.Context, r endpointRequest) (operInfoRespons
 	}}, nil
 }
 
-// expand returns every port of ms by itself. A mapping for all of the host's
+// expand returns every port of ms by itself, but long ranges as they are. A mapping for all of the host's
 // addresses stands there once for each family that clients of other hosts can
 // use.
 func expand(t portmap.Target, ms []portmap.Mapping) []portBinding {
@@ -153,6 +160,10 @@ func expand(t portmap.Target, ms []portmap.Mapping) []portBinding {
 			ip := t.IPv4
 			if !ip.IsValid() || host.Is6() && t.IPv6.IsValid() {
 				ip = t.IPv6
+			}
+			if m.Len() >= portmap.BlockMin {
+				all = append(all, portBinding{m.Proto, ip, m.Port, host, m.HostPort, m.HostPortEnd})
+				continue
 			}
 			for i := range uint16(m.Len()) {
 				hp := m.HostPort + i

@@ -1,9 +1,7 @@
 package driver
 
 import (
-	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -34,14 +32,10 @@ func (d *Driver) programExternal(ctx context.Context, r programRequest) (nothing
 }
 
 func (d *Driver) publish(ctx context.Context, r programRequest) error {
-	bindings, err := r.Options.bindings()
-	if err != nil {
+	if err := r.Options.err; err != nil {
 		return err
 	}
-	exposed, err := r.Options.exposed()
-	if err != nil {
-		return err
-	}
+	bindings, exposed := slices.Clone(r.Options.bindings), r.Options.exposed
 	release, err := d.hold(ctx, r.endpointRequest, "")
 	if err != nil {
 		return err
@@ -51,7 +45,7 @@ func (d *Driver) publish(ctx context.Context, r programRequest) error {
 	if err != nil {
 		return err
 	}
-	if _, told := r.Options[keyExposed]; !told {
+	if exposed == nil { // not told
 		exposed = ep.Exposed
 	}
 	if ep.Sandbox == "" {
@@ -86,8 +80,8 @@ func (d *Driver) publish(ctx context.Context, r programRequest) error {
 // dispossess records that what other endpoints of ep's sandbox published has
 // moved to ep. An engine that was restarted does not revoke it before.
 func (d *Driver) dispossess(ep store.Endpoint) error {
-	for _, other := range d.store.Endpoints() {
-		if other.Sandbox != ep.Sandbox || other.ID == ep.ID || len(other.Mappings) == 0 {
+	for _, other := range d.store.EndpointsOf(ep.Sandbox) {
+		if other.ID == ep.ID || len(other.Mappings) == 0 {
 			continue
 		}
 		if err := d.store.RetireEndpoint(other.ID, publishNothing); err != nil {
@@ -107,41 +101,6 @@ func (d *Driver) revokeExternal(ctx context.Context, r endpointRequest) (nothing
 }
 
 func publishNothing(e *store.Endpoint) { e.Gateway, e.Mappings = false, nil }
-
-// bindings decodes com.docker.network.portmap.
-func (o rawOptions) bindings() ([]portmap.PortBinding, error) {
-	var bs []portmap.PortBinding
-	if raw, ok := o[keyPortMap]; ok {
-		if err := json.Unmarshal(raw, &bs); err != nil {
-			return nil, fmt.Errorf("decode port bindings: %w", err)
-		}
-	}
-	for i, b := range bs {
-		if !b.Proto.Valid() {
-			return nil, fmt.Errorf("protocol %d of port %d cannot be published; tcp, udp and sctp can", b.Proto, b.Port)
-		}
-		bs[i].HostIP = b.HostIP.Unmap()
-	}
-	return bs, nil
-}
-
-// exposed decodes com.docker.network.endpoint.exposedports, sorted.
-func (o rawOptions) exposed() ([]portmap.ExposedPort, error) {
-	var ports []transportPort
-	if raw, ok := o[keyExposed]; ok {
-		if err := json.Unmarshal(raw, &ports); err != nil {
-			return nil, fmt.Errorf("decode exposed ports: %w", err)
-		}
-	}
-	exposed := make([]portmap.ExposedPort, len(ports))
-	for i, p := range ports {
-		exposed[i] = portmap.ExposedPort(p)
-	}
-	slices.SortFunc(exposed, func(a, b portmap.ExposedPort) int {
-		return cmp.Or(cmp.Compare(a.Proto, b.Proto), cmp.Compare(a.Port, b.Port))
-	})
-	return slices.Compact(exposed), nil
-}
 
 // prepare fills in the network's default host address, and refuses host
 // addresses that only clients of the other family have a use for: from other

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net/http"
 	"testing"
 
@@ -226,11 +227,11 @@ func TestTenThousandPorts(t *testing.T) {
 	r.ok("CreateNetwork", networkOf(1, false, nil))
 	r.run(1, 10, 2, false, "/sb")
 	var bs []object
-	for i := range 10000 {
+	for _, i := range rand.Perm(10000) {
 		bs = append(bs, udp("", 10000+i, 10000+i))
 	}
 	r.ok("ProgramExternalConnectivity", programOf(1, 10, bs...))
-	assert.Len(t, r.published(10), 10000)
+	assert.Equal(t, []string{"10000-19999->10000-19999/udp"}, r.published(10))
 }
 
 func TestListAndOwner(t *testing.T) {

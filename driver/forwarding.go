@@ -11,6 +11,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/portolan/portolan/internal/sklookup"
 	"github.com/portolan/portolan/internal/store"
 	"github.com/portolan/portolan/portmap"
 )
@@ -201,7 +202,7 @@ func (d *Driver) switchOff(f family) error {
 	guarded := d.guarded(f)
 	var errs []error
 	for _, c := range slices.Backward(d.store.Sysctls()) {
-		if !strings.HasPrefix(c.Path, f.dir) {
+		if !strings.HasPrefix(c.Path, f.dir) || c.Path == sklookup.ReservedPorts {
 			continue
 		}
 		err := d.sys.undo(c)

@@ -97,7 +97,14 @@ type routes struct {
 func handle[Req, Resp any](rt routes, path string, f func(context.Context, Req) (Resp, error)) {
 	rt.bounded(path, func(ctx context.Context, w http.ResponseWriter, r *http.Request) (any, error) {
 		var req Req
-		if err := decode(http.MaxBytesReader(w, r.Body, rt.d.maxBody), &req); err != nil {
+		body := http.MaxBytesReader(w, r.Body, rt.d.maxBody)
+		var err error
+		if s, ok := any(&req).(streamed); ok {
+			err = decodeStream(body, s)
+		} else {
+			err = decode(body, &req)
+		}
+		if err != nil {
 			return nil, badRequest{err}
 		}
 		if c, ok := any(req).(interface{ check() error }); ok {
@@ -171,14 +178,16 @@ type badRequest struct{ error }
 
 func (e badRequest) Unwrap() error { return e.error }
 
-// decode reads one JSON value, which must be all there is. An empty body is an
-// error: it is what an engine's retry sends when the plugin died during the
+// errEmptyRequest is what an engine's retry sends when the plugin died during the
 // first attempt.
+var errEmptyRequest = errors.New("empty request: the Portolan daemon was perhaps restarted during the call; try again")
+
+// decode reads one JSON value, which must be all there is.
 func decode(body io.Reader, v any) error {
 	dec := json.NewDecoder(body)
 	if err := dec.Decode(v); err != nil {
 		if errors.Is(err, io.EOF) {
-			return errors.New("empty request: the Portolan daemon was perhaps restarted during the call; try again")
+			return errEmptyRequest
 		}
 		return fmt.Errorf("decode the request: %w", err)
 	}

@@ -94,9 +94,7 @@ func (d *Driver) takeOut(ep store.Endpoint) error {
 	err = errors.Join(err, d.store.RetireEndpoint(ep.ID, func(e *store.Endpoint) { bury(e, time.Now()) }))
 	// The host ports are the sandbox's: an endpoint that inherits them may
 	// still be there, and be told so only after this.
-	others := slices.ContainsFunc(d.store.Endpoints(), func(e store.Endpoint) bool {
-		return e.Sandbox == ep.Sandbox && e.ID != ep.ID
-	})
+	others := slices.ContainsFunc(d.store.EndpointsOf(ep.Sandbox), func(e store.Endpoint) bool { return e.ID != ep.ID })
 	if !others {
 		err = errors.Join(err, d.pub.Release(ep.Sandbox))
 	}

@@ -104,10 +104,11 @@ func (d *Driver) setOwner(_ context.Context, r SetOwnerRequest) (nothing, error)
 	if !found {
 		return nothing{}, fmt.Errorf("set the owner of endpoint %.12s: it is not known to Portolan", r.EndpointID)
 	}
-	for _, ep := range d.store.Endpoints() {
-		if ep.ID != told.ID && (told.Sandbox == "" || ep.Sandbox != told.Sandbox) {
-			continue
-		}
+	all := []store.Endpoint{told}
+	if told.Sandbox != "" {
+		all = d.store.EndpointsOf(told.Sandbox)
+	}
+	for _, ep := range all {
 		_, err := d.store.UpdateEndpoint(ep.ID, func(e *store.Endpoint) {
 			e.Owner = &store.Owner{ContainerID: r.ContainerID, ContainerName: r.ContainerName}
 		})
@@ -120,8 +121,8 @@ func (d *Driver) setOwner(_ context.Context, r SetOwnerRequest) (nothing, error)
 
 // sandboxOwner is whose a sandbox is, nil where nobody has told.
 func (d *Driver) sandboxOwner(sandbox string) *store.Owner {
-	for _, ep := range d.store.Endpoints() {
-		if ep.Sandbox == sandbox && ep.Owner != nil {
+	for _, ep := range d.store.EndpointsOf(sandbox) {
+		if ep.Owner != nil {
 			return ep.Owner
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"iter"
 	"maps"
 	"net/netip"
 	"slices"
@@ -62,7 +63,7 @@ var networkOptions = []option{
 // the option.
 func parseOptions(opts rawOptions) (store.Network, error) {
 	n := store.Network{IfacePrefix: defaultIfacePrefix}
-	if err := refuseOwn(opts, "network", "-o"); err != nil {
+	if err := refuseOwn(maps.Keys(opts), "network", "-o"); err != nil {
 		return n, err
 	}
 	var err error
@@ -89,8 +90,8 @@ func parseOptions(opts rawOptions) (store.Network, error) {
 }
 
 // refuseOwn finds options of ours where there are none.
-func refuseOwn(opts rawOptions, what, flag string) error {
-	for _, name := range slices.Sorted(maps.Keys(opts)) {
+func refuseOwn(names iter.Seq[string], what, flag string) error {
+	for _, name := range slices.Sorted(names) {
 		if strings.HasPrefix(name, ownPrefix) {
 			return fmt.Errorf("option %q is not known here: there are no options of Portolan for a %s but those of docker network create %s: %s", name, what, flag, knownOptions())
 		}

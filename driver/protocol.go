@@ -8,9 +8,9 @@ import (
 )
 
 // The messages of the remote driver protocol, where those of
-// go-plugins-helpers are too narrow: options stay undecoded until somebody
-// needs them (a portmap may have ten thousand items), and replies may have
-// structured values.
+// go-plugins-helpers are too narrow: a network's options stay undecoded until
+// somebody needs them, an endpoint's are read as a stream (stream.go), and replies
+// may have structured values.
 
 // contentType is what engines since 1.13 ask for.
 const contentType = "application/vnd.docker.plugins.v1.2+json"
@@ -81,7 +81,7 @@ func (r endpointRequest) check() error {
 type createEndpointRequest struct {
 	endpointRequest
 	Interface *network.EndpointInterface
-	Options   rawOptions
+	Options   portOptions // without the bindings, which count in programRequest alone
 }
 
 // createEndpointResponse has only what was empty in the request: libnetwork
@@ -111,7 +111,7 @@ func (r joinRequest) check() error {
 
 type programRequest struct {
 	endpointRequest
-	Options rawOptions
+	Options portOptions
 }
 
 type operInfoResponse struct {

@@ -29,7 +29,7 @@ type recorded struct {
 	} `json:"response"`
 }
 
-func readRecording(t *testing.T, name string) []recorded {
+func readRecording(t testing.TB, name string) []recorded {
 	t.Helper()
 	f, err := os.Open("testdata/" + name)
 	require.NoError(t, err)

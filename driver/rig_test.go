@@ -227,7 +227,10 @@ func (p *fakePublisher) Publish(sandbox string, t portmap.Target, bs []portmap.P
 }
 
 func (p *fakePublisher) mapping(sandbox string, b portmap.PortBinding) portmap.Mapping {
-	m := portmap.Mapping{Proto: b.Proto, HostIP: b.HostIP, HostPort: b.HostPort, HostPortEnd: b.HostPort, Port: b.Port}
+	m := portmap.Mapping{Proto: b.Proto, HostIP: b.HostIP, HostPort: b.HostPort, HostPortEnd: b.HostPort, Port: b.Port, Origin: portmap.OriginEngine}
+	if b.PortEnd > b.Port {
+		m.HostPortEnd = b.HostPortEnd
+	}
 	if b.HostPort != 0 {
 		return m
 	}

@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/portolan/portolan/internal/sklookup"
 	"github.com/portolan/portolan/internal/store"
 )
 
@@ -56,6 +57,9 @@ func sysctlName(path string) string {
 // undo puts c back, unless somebody else has changed it since. One without a
 // New was changed by the kernel along with another one, and is always put back.
 func (s sysctls) undo(c store.Sysctl) error {
+	if c.Path == sklookup.ReservedPorts { // a list, of which New is our part
+		return sklookup.Unreserve(s.dir, c.New)
+	}
 	now, err := s.read(c.Path)
 	switch {
 	case errors.Is(err, os.ErrNotExist):

@@ -3,6 +3,7 @@ package portmap
 import (
 	"errors"
 	"fmt"
+	"strconv"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -16,6 +17,7 @@ import (
 type Allocator struct {
 	proto     Proto
 	reserver  Reserver
+	blocks    *blocks // nil: a socket for every port
 	sysctlDir string
 
 	mu    sync.Mutex // guards below; not held while a socket is bound
@@ -29,10 +31,19 @@ func NewAllocator(p Proto, r Reserver, sysctlDir string) *Allocator {
 	return &Allocator{proto: p, reserver: r, sysctlDir: sysctlDir, held: portIndex{}}
 }
 
-// lease is one reserved host port of one host address.
+// lease is a reserved host port of one host address, or a block of them.
 type lease struct {
-	Mapping // of length 1
-	*Socket
+	Mapping        // of length 1 where a socket holds it
+	held    bool   // in the allocator's index; a port of a routed network is not
+	*Socket        // nil for a block
+	block   *block // or nil
+}
+
+func (l lease) close() error {
+	if l.block != nil {
+		return l.block.release(l.Mapping)
+	}
+	return l.Socket.Close()
 }
 
 // Exact takes every port of m, a range all or nothing, for a sandbox. The error
@@ -70,8 +81,47 @@ func (a *Allocator) forget(m Mapping, sandbox string) {
 	a.held.remove(m, sandbox)
 }
 
-// bind reserves the ports of m in order.
+// bind reserves the ports of m: a long range as one, if this host can, and
+// others by a socket for each, in order, as long as there are files.
 func (a *Allocator) bind(m Mapping) ([]lease, error) {
+	if a.blocks.wants(m) {
+		l := lease{Mapping: m}
+		err := a.bindBlock(&l)
+		if err == nil || errors.Is(err, ErrPortInUse) {
+			return []lease{l}, err
+		}
+		a.blocks.log.Warn("a socket for each port instead", "ports", m, "err", err)
+	}
+	leases, err := a.bindSockets(m)
+	if a.blocks.can(m) && (errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE)) {
+		l := lease{Mapping: m}
+		if a.bindBlock(&l) == nil {
+			return []lease{l}, nil
+		}
+	}
+	return leases, err
+}
+
+func (a *Allocator) bindBlock(l *lease) error {
+	b, err := a.blocks.reserve(l.Mapping)
+	if errors.Is(err, unix.EADDRINUSE) {
+		port, more := l.HostPort, 0
+		if taken, ok := errors.AsType[interface {
+			error
+			Taken() (first uint16, more int)
+		}](err); ok {
+			port, more = taken.Taken()
+		}
+		return a.bindError(l.Mapping, port, more, err)
+	}
+	if err != nil {
+		return a.bindError(l.Mapping, l.HostPort, 0, err)
+	}
+	l.block, l.held = b, true
+	return nil
+}
+
+func (a *Allocator) bindSockets(m Mapping) ([]lease, error) {
 	leases := make([]lease, 0, m.Len())
 	for i := range m.Len() {
 		one := m.at(i)
@@ -81,16 +131,29 @@ func (a *Allocator) bind(m Mapping) ([]lease, error) {
 			if errors.Is(err, unix.EADDRINUSE) {
 				more = a.countTaken(m, i+1)
 			}
-			return nil, join(a.bindError(m, one.HostPort, more, err), closeSockets(leases))
+			return nil, join(a.bindError(m, one.HostPort, more, err), closeLeases(leases))
 		}
-		leases = append(leases, lease{one, s})
+		leases = append(leases, lease{Mapping: one, held: true, Socket: s})
 	}
 	return leases, nil
 }
 
-func closeSockets(leases []lease) (err error) {
+// bindAgain reserves the port, or the block, of a lease that was closed.
+func (a *Allocator) bindAgain(l *lease) error {
+	if l.block != nil {
+		return a.bindBlock(l)
+	}
+	leases, err := a.bindSockets(l.Mapping)
+	if err != nil {
+		return err
+	}
+	*l = leases[0]
+	return nil
+}
+
+func closeLeases(leases []lease) (err error) {
 	for _, l := range leases {
-		err = errors.Join(err, l.Socket.Close())
+		err = errors.Join(err, l.close())
 	}
 	return err
 }
@@ -212,7 +275,7 @@ func inAny(rs []portRange, p uint16) bool {
 
 // Release gives leases back.
 func (a *Allocator) Release(leases []lease, sandbox string) error {
-	err := closeSockets(leases)
+	err := closeLeases(leases)
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for _, l := range leases {
@@ -232,7 +295,16 @@ func (a *Allocator) bindError(m Mapping, port uint16, more int, err error) error
 	case errors.Is(err, unix.EACCES):
 		return fmt.Errorf("publish %s: bind %s port %d (below net.ipv4.ip_unprivileged_port_start? CAP_NET_BIND_SERVICE is missing): %w", m, m.Proto, port, err)
 	case errors.Is(err, unix.EMFILE), errors.Is(err, unix.ENFILE):
-		return fmt.Errorf("publish %s: a published port takes an open file, and the limit of this process is reached; raise it (systemd: LimitNOFILE=): %w", m, err)
+		return fmt.Errorf("publish %s: it takes %d open files, and the limit of this process (%s) leaves fewer; raise it (systemd: LimitNOFILE=, for a managed plugin that of the engine): %w",
+			m, m.Len(), fileLimit(), err)
 	}
 	return fmt.Errorf("publish %s: bind %s port %d: %w", m, m.Proto, port, err)
+}
+
+func fileLimit() string {
+	var r unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &r); err != nil {
+		return err.Error()
+	}
+	return strconv.FormatUint(r.Cur, 10)
 }

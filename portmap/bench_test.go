@@ -2,6 +2,7 @@ package portmap_test
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -29,21 +30,24 @@ func benchMapper(b *testing.B) *portmap.NFTables {
 	return m
 }
 
-// udpBindings are n single ports from 10000 on, as the engine sends a range.
+// udpBindings are n ports from 10000 on, as the driver asks for a range.
 func udpBindings(n int) []portmap.PortBinding {
-	bs := make([]portmap.PortBinding, n)
-	for i := range bs {
-		p := uint16(10000 + i)
-		bs[(i*7919)%n] = portmap.PortBinding{Proto: portmap.UDP, Port: p, HostPort: p, HostPortEnd: p}
+	return []portmap.PortBinding{portRange(portmap.UDP, 10000, 10000+n-1)}
+}
+
+func portRange(p portmap.Proto, first, last int) portmap.PortBinding {
+	b := portmap.PortBinding{Proto: p, Port: uint16(first), HostPort: uint16(first), HostPortEnd: uint16(last)}
+	if last > first {
+		b.PortEnd = uint16(last)
 	}
-	return bs
+	return b
 }
 
 // BenchmarkPublish publishes a range of UDP ports and releases it again, with
 // sockets, rules, conntrack and proxies. Files and memory are of one such range
 // while it is published; memory is what the process has resident.
 func BenchmarkPublish(b *testing.B) {
-	for _, n := range []int{1, 1000, 10000} {
+	for _, n := range []int{1, 1000, 10000, 16384} {
 		b.Run(fmt.Sprint(n), func(b *testing.B) {
 			pub := portmap.NewPublisher(portmap.PublisherConfig{Mapper: benchMapper(b)})
 			b.Cleanup(func() { require.NoError(b, pub.Close()) })
@@ -66,6 +70,60 @@ func BenchmarkPublish(b *testing.B) {
 		})
 	}
 }
+
+// BenchmarkSockets is the part of BenchmarkPublish that the kernel needs for so
+// many UDP sockets: made, closed to all that arrives, bound, polled, closed.
+func BenchmarkSockets(b *testing.B) {
+	for _, n := range []int{1000, 10000, 16384} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			poll, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+			require.NoError(b, err)
+			defer unix.Close(poll)
+			fds := make([]int, n)
+			var to unix.SockaddrInet6
+			for b.Loop() {
+				for i := range fds {
+					fd, err := unix.Socket(unix.AF_INET6, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+					to.Port = 10000 + i
+					err = errors.Join(err, unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 0), unix.Bind(fd, &to),
+						unix.EpollCtl(poll, unix.EPOLL_CTL_ADD, fd, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(fd)}))
+					require.NoError(b, err)
+					fds[i] = fd
+				}
+				b.StopTimer()
+				for _, fd := range fds {
+					require.NoError(b, unix.Close(fd))
+				}
+				b.StartTimer()
+			}
+		})
+	}
+}
+
+// BenchmarkPublishAll publishes all ports of two protocols where the host holds a
+// range as one; what that costs it is package sklookup's benchmark.
+func BenchmarkPublishAll(b *testing.B) {
+	pub := portmap.NewPublisher(portmap.PublisherConfig{Mapper: benchMapper(b), Ranges: anyRanges{}})
+	b.Cleanup(func() { require.NoError(b, pub.Close()) })
+	bs := []portmap.PortBinding{portRange(portmap.TCP, 1, 65535), portRange(portmap.UDP, 1, 65535)}
+	b.ReportAllocs()
+	for b.Loop() {
+		_, err := pub.Publish("s1", target("e1", 2), bs, recordNothing)
+		require.NoError(b, err)
+		b.StopTimer()
+		require.NoError(b, pub.Release("s1"))
+		b.StartTimer()
+	}
+}
+
+// anyRanges holds every range, and does nothing.
+type anyRanges struct{}
+
+func (anyRanges) Reserve(uint8, netip.Addr, uint16, uint16) error                 { return nil }
+func (anyRanges) Steer(uint8, netip.Addr, uint16, uint16, bool, bool, bool) error { return nil }
+func (anyRanges) Rest(uint8, netip.Addr, uint16, uint16) error                    { return nil }
+func (anyRanges) Release(uint8, netip.Addr, uint16, uint16) error                 { return nil }
+func (anyRanges) Sockets() ([]*net.TCPListener, []*net.UDPConn, error)            { return nil, nil, nil }
 
 // BenchmarkRelease is the way back of BenchmarkPublish.
 func BenchmarkRelease(b *testing.B) {
@@ -100,29 +158,23 @@ func resident(b *testing.B) (kib int) {
 	return kib
 }
 
-// BenchmarkMapOneMore maps and unmaps one endpoint with one port, beside so many
-// elements of others: each in an interval of its own, and in a hash.
+// BenchmarkMapOneMore maps and unmaps one endpoint with one port, or with a range
+// of two, beside so many single ports or ranges of others.
 func BenchmarkMapOneMore(b *testing.B) {
-	for _, shift := range []uint16{0, 1} {
-		for _, n := range []int{0, 1000, 10000, 65534} {
-			b.Run(fmt.Sprintf("shift=%d/%d", shift, n), func(b *testing.B) {
+	for _, length := range []uint16{1, 2} {
+		for _, n := range []int{0, 1000, 10000, 30000} {
+			b.Run(fmt.Sprintf("length=%d/%d", length, n), func(b *testing.B) {
 				m := benchMapper(b)
-				const free = 5000
+				one := func(i int) portmap.Mapping {
+					first := uint16(1 + 2*i)
+					return portmap.Mapping{Proto: portmap.UDP, HostPort: first, HostPortEnd: first + length - 1, Port: first}
+				}
 				others := portmap.Publication{Target: target("others", 2)}
-				for port := uint16(1); len(others.Mappings) < n; port++ {
-					if port == free {
-						continue
-					}
-					to := port
-					if shift > 0 {
-						to = 65535 - port + 1
-					}
-					others.Mappings = append(others.Mappings, portmap.Mapping{Proto: portmap.UDP, HostPort: port, HostPortEnd: port, Port: to})
+				for i := range n {
+					others.Mappings = append(others.Mappings, one(i))
 				}
 				require.NoError(b, m.Map(others))
-				more := portmap.Publication{Target: target("more", 3), Mappings: []portmap.Mapping{
-					{Proto: portmap.UDP, HostPort: free, HostPortEnd: free, Port: free + shift},
-				}}
+				more := portmap.Publication{Target: target("more", 3), Mappings: []portmap.Mapping{one(n)}}
 				for b.Loop() {
 					require.NoError(b, m.Map(more))
 					require.NoError(b, m.Unmap("more"))

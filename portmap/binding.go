@@ -36,15 +36,18 @@ func (p Proto) String() string {
 // Valid says whether p is one of Protos.
 func (p Proto) Valid() bool { return p == TCP || p == UDP || p == SCTP }
 
-// PortBinding asks for one container port on the host. Its fields are those of
-// libnetwork's types.PortBinding, and so is its JSON.
+// PortBinding asks for one container port on the host, or for a range of them.
+// Its fields are those of libnetwork's types.PortBinding, and so is its JSON, but
+// for PortEnd: an engine has a binding for each port.
 //
 // HostPort 0 means any free port; HostPort < HostPortEnd means the lowest free
-// one of that closed range; HostPortEnd 0 means HostPort.
+// one of that closed range; HostPortEnd 0 means HostPort. With PortEnd > Port it
+// is the closed range HostPort to HostPortEnd, of the same length and in order.
 type PortBinding struct {
 	Proto       Proto
 	IP          netip.Addr // the container's; the engine leaves it empty
 	Port        uint16     // the container's
+	PortEnd     uint16     `json:"-"` // the last of a range, or 0
 	HostIP      netip.Addr // the zero Addr means every address, both families
 	HostPort    uint16
 	HostPortEnd uint16
@@ -59,11 +62,15 @@ func (b PortBinding) String() string {
 	if b.HostPortEnd > b.HostPort {
 		host += "-" + strconv.Itoa(int(b.HostPortEnd))
 	}
+	port := strconv.Itoa(int(b.Port))
+	if b.PortEnd > b.Port {
+		port += "-" + strconv.Itoa(int(b.PortEnd))
+	}
 	switch {
 	case b.HostIP.IsValid():
 		host = net.JoinHostPort(b.HostIP.String(), host)
 	case host == "":
-		return fmt.Sprintf("%d/%s", b.Port, b.Proto)
+		return fmt.Sprintf("%s/%s", port, b.Proto)
 	}
-	return fmt.Sprintf("%s:%d/%s", host, b.Port, b.Proto)
+	return fmt.Sprintf("%s:%s/%s", host, port, b.Proto)
 }

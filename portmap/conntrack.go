@@ -20,36 +20,47 @@ import (
 // gone (moby#8795), or with none.
 //
 // Entries that are right stay, so that nothing is lost by calling it once more;
-// flows to the same port of other hosts are not looked at. The table is read
-// once, one entry at a time.
-func flushUDP(old Publication, pubs ...Publication) error {
+// flows to the same port of other hosts are not looked at. The table is read one
+// entry at a time: where it is small, as text at first, to see whether there is
+// anything to delete.
+func flushUDP(sysctlDir string, old Publication, pubs ...Publication) error {
 	ports := udpPorts(old, pubs)
 	if ports == nil {
 		return nil
 	}
-	own, err := hostAddresses()
-	if err != nil {
-		return err
+	var own map[netip.Addr]bool // read when first needed: most tables have no candidate
+	var unknown, errs error
+	wrong := func(f flow) bool {
+		to, known := ports.lookup(f.origDst)
+		if f.proto != UDP || !known || f.replySrc == to {
+			return false
+		}
+		if f.origDst.Addr().IsLoopback() {
+			return true
+		}
+		if own == nil && unknown == nil {
+			own, unknown = hostAddresses()
+		}
+		return own[f.origDst.Addr()]
+	}
+	found := false
+	if eachListed(sysctlDir, func(f flow) { found = found || wrong(f) }) && !found {
+		return unknown
 	}
 	conn, err := mdl.Dial(unix.NETLINK_NETFILTER, nil)
 	if err != nil {
 		return fmt.Errorf("open conntrack netlink socket: %w", err)
 	}
 	defer conn.Close()
-	var errs error
 	err = eachFlow(func(f flow) {
-		if f.proto != UDP || !own[f.origDst.Addr()] && !f.origDst.Addr().IsLoopback() {
-			return
-		}
-		to, known := ports.lookup(f.origDst)
-		if known && f.replySrc != to {
+		if wrong(f) {
 			errs = errors.Join(errs, deleteFlow(conn, f))
 		}
 	})
 	if err != nil {
 		err = fmt.Errorf("read conntrack table: %w", err)
 	}
-	return errors.Join(err, errs)
+	return errors.Join(unknown, err, errs)
 }
 
 // udpTargets says where the UDP ports of a change lead now: what is published

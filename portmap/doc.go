@@ -2,10 +2,11 @@
 //
 // A Publisher does the whole of it for one endpoint at a time. It asks an
 // Allocator (one per protocol) for host ports, which are reserved by sockets
-// that a Reserver opens; has a Mapper (nftables or iptables) send what arrives
-// there to the container; deletes the UDP conntrack entries that point
-// elsewhere; and has package proxy serve what the kernel cannot carry. Hooks,
-// where the host has them, take the host's own IPv6 clients past the proxy.
+// that a Reserver opens, or as a long range by Ranges; has a Mapper (nftables or
+// iptables) send what arrives there to the container; deletes the UDP conntrack
+// entries that point elsewhere; and has package proxy serve what the kernel
+// cannot carry. Hooks, where the host has them, take the host's own IPv6 clients
+// past the proxy.
 //
 // # Ownership
 //

@@ -2,18 +2,40 @@ package portmap
 
 import (
 	"fmt"
+	"iter"
 	"net/netip"
 	"strconv"
 )
 
-// ExposedPort is a port that a container offers, published or not.
+// ExposedPort is a port that a container offers, published or not, or a closed
+// range of them.
 type ExposedPort struct {
-	Proto Proto  `json:"proto"`
-	Port  uint16 `json:"port"`
+	Proto   Proto  `json:"proto"`
+	Port    uint16 `json:"port"`
+	PortEnd uint16 `json:"portEnd,omitempty"` // the last of a range, or 0
 }
 
-// String is Docker's notation, as 53/udp.
-func (e ExposedPort) String() string { return fmt.Sprintf("%d/%s", e.Port, e.Proto) }
+// String is Docker's notation, as 53/udp or 7000-7010/udp.
+func (e ExposedPort) String() string {
+	if e.PortEnd > e.Port {
+		return fmt.Sprintf("%d-%d/%s", e.Port, e.PortEnd, e.Proto)
+	}
+	return fmt.Sprintf("%d/%s", e.Port, e.Proto)
+}
+
+// Len is the number of ports, at least 1.
+func (e ExposedPort) Len() int { return int(max(e.Port, e.PortEnd)) - int(e.Port) + 1 }
+
+// All yields the ports of the range one by one.
+func (e ExposedPort) All() iter.Seq[ExposedPort] {
+	return func(yield func(ExposedPort) bool) {
+		for i := range e.Len() {
+			if !yield(ExposedPort{Proto: e.Proto, Port: e.Port + uint16(i)}) {
+				return
+			}
+		}
+	}
+}
 
 // HostPort is one host side of a container port, as `docker inspect` prints it.
 type HostPort struct {
@@ -31,13 +53,15 @@ type HostPort struct {
 func Ports(p Publication, exposed []ExposedPort) map[string][]HostPort {
 	ports := map[string][]HostPort{}
 	for _, e := range exposed {
-		ports[e.String()] = nil
+		for one := range e.All() {
+			ports[one.String()] = nil
+		}
 	}
 	for _, m := range p.Mappings {
 		addrs := p.HostIPs(m)
 		for i := range m.Len() {
 			one := m.at(i)
-			key := ExposedPort{m.Proto, one.Port}.String()
+			key := ExposedPort{Proto: m.Proto, Port: one.Port}.String()
 			for _, a := range addrs {
 				ports[key] = append(ports[key], HostPort{a.String(), strconv.Itoa(int(one.HostPort))})
 			}
@@ -90,7 +114,7 @@ func PortMapping(ms []Mapping) map[string]map[string]string {
 		}
 		for i := range m.Len() {
 			one := m.at(i)
-			key := ExposedPort{m.Proto, one.Port}
+			key := ExposedPort{Proto: m.Proto, Port: one.Port}
 			if have, ok := lowest[key]; ok && have <= one.HostPort {
 				continue
 			}

@@ -20,8 +20,8 @@ func TestPorts(t *testing.T) {
 		want    string
 	}{
 		{"nothing", both, nil, nil, `{}`},
-		{"exposed", both, nil, []ExposedPort{{UDP, 53}}, `{"53/udp": null}`},
-		{"both families", both, []Mapping{one(TCP, "", 8080, 80)}, []ExposedPort{{TCP, 80}, {TCP, 443}},
+		{"exposed", both, nil, []ExposedPort{{Proto: UDP, Port: 53}}, `{"53/udp": null}`},
+		{"both families", both, []Mapping{one(TCP, "", 8080, 80)}, []ExposedPort{{Proto: TCP, Port: 80}, {Proto: TCP, Port: 443}},
 			`{"80/tcp": [{"HostIp":"0.0.0.0","HostPort":"8080"},{"HostIp":"::","HostPort":"8080"}], "443/tcp": null}`},
 		{"IPv4 alone", only4, []Mapping{one(UDP, "", 53, 53)}, nil, `{"53/udp": [{"HostIp":"0.0.0.0","HostPort":"53"}]}`},
 		{"IPv6 alone", only6, []Mapping{one(UDP, "", 53, 53)}, nil, `{"53/udp": [{"HostIp":"::","HostPort":"53"}]}`},

@@ -3,6 +3,7 @@ package portmap
 import (
 	"fmt"
 	"net/netip"
+	"strconv"
 	"strings"
 )
 
@@ -75,4 +76,43 @@ func (m Mapping) String() string {
 		fmt.Fprintf(&s, "/%s", m.Proto)
 	}
 	return s.String()
+}
+
+// ParseMapping reads what Mapping.String writes, which has no origin. The error
+// wraps ErrBadPort.
+func ParseMapping(s string) (Mapping, error) {
+	host, container, _ := strings.Cut(s, "->")
+	container, suffix, _ := strings.Cut(container, "/")
+	m := Mapping{Proto: TCP}
+	bad := func(err error) (Mapping, error) {
+		return Mapping{}, fmt.Errorf("mapping %q: %w: %w", s, ErrBadPort, err)
+	}
+	var err error
+	if suffix != "" {
+		if m.Proto, err = ParseProto(suffix); err != nil {
+			return bad(err)
+		}
+	}
+	if i := strings.LastIndexByte(host, ':'); i >= 0 {
+		if m.HostIP, err = netip.ParseAddr(strings.Trim(host[:i], "[]")); err != nil {
+			return bad(err)
+		}
+		host = host[i+1:]
+	}
+	first, last, ranged := strings.Cut(host, "-")
+	if !ranged {
+		last = first
+	}
+	to, _, _ := strings.Cut(container, "-")
+	for i, number := range []*uint16{&m.HostPort, &m.HostPortEnd, &m.Port} {
+		n, err := strconv.ParseUint([]string{first, last, to}[i], 10, 16)
+		if err != nil {
+			return bad(err)
+		}
+		*number = uint16(n)
+	}
+	if m.String() != s {
+		return bad(fmt.Errorf("it would be written %q", m))
+	}
+	return m, nil
 }

@@ -75,22 +75,33 @@ func TestServedByProxy(t *testing.T) {
 	routed4.Routed4, routed.Routed4, routed.Routed6 = true, true, true
 	tests := []struct {
 		m                                   Mapping
-		both, only4, only6, routed4, routed bool
+		both, only4, only6, routed4, routed string
 	}{
-		{one(TCP, "", 1, 1), true, true, true, true, false},
-		{one(UDP, "", 1, 1), true, true, true, true, false},
-		{one(SCTP, "", 1, 1), false, false, false, false, false},
-		{one(TCP, "0.0.0.0", 1, 1), false, false, true, false, false},
-		{one(UDP, "0.0.0.0", 1, 1), true, true, true, false, false},
-		{one(TCP, "::", 1, 1), true, true, true, true, false},
-		{one(TCP, "127.0.0.1", 1, 1), false, false, true, false, false},
-		{one(UDP, "192.0.2.1", 1, 1), false, false, true, false, false},
-		{one(TCP, "::1", 1, 1), true, true, true, true, false},
-		{one(UDP, "2001:db8::1", 1, 1), false, true, false, false, false},
+		{one(TCP, "", 1, 1), "6", "6", "46", "6", ""},
+		{one(UDP, "", 1, 1), "46", "46", "46", "6", ""},
+		{one(SCTP, "", 1, 1), "", "", "", "", ""},
+		{one(TCP, "0.0.0.0", 1, 1), "", "", "4", "", ""},
+		{one(UDP, "0.0.0.0", 1, 1), "4", "4", "4", "", ""},
+		{one(TCP, "::", 1, 1), "6", "6", "6", "6", ""},
+		{one(TCP, "127.0.0.1", 1, 1), "", "", "4", "", ""},
+		{one(UDP, "192.0.2.1", 1, 1), "", "", "4", "", ""},
+		{one(TCP, "::1", 1, 1), "6", "6", "6", "6", ""},
+		{one(UDP, "2001:db8::1", 1, 1), "", "6", "", "", ""},
 	}
 	for _, tt := range tests {
-		got := []bool{both.served(tt.m), only4.served(tt.m), only6.served(tt.m), routed4.served(tt.m), routed.served(tt.m)}
-		require.Equal(t, []bool{tt.both, tt.only4, tt.only6, tt.routed4, tt.routed}, got, "%s/%s", tt.m, tt.m.Proto)
+		var got []string
+		for _, to := range []Target{both, only4, only6, routed4, routed} {
+			families := ""
+			ip4, ip6 := to.served(tt.m)
+			if ip4 {
+				families += "4"
+			}
+			if ip6 {
+				families += "6"
+			}
+			got = append(got, families)
+		}
+		require.Equal(t, []string{tt.both, tt.only4, tt.only6, tt.routed4, tt.routed}, got, "%s/%s", tt.m, tt.m.Proto)
 	}
 }
 
@@ -149,4 +160,34 @@ func TestSortMappings(t *testing.T) {
 	slices.Reverse(got)
 	SortMappings(got)
 	require.Equal(t, want, got)
+}
+
+func TestParseMapping(t *testing.T) {
+	for _, text := range []string{
+		"8080->80", "53->53/udp", "10000-10999->20000-20999/udp", "0.0.0.0:1-65535->1-65535/sctp", "[::]:80->80", "[2001:db8::1]:53-54->53-54/udp",
+	} {
+		m, err := ParseMapping(text)
+		require.NoError(t, err)
+		require.Equal(t, text, m.String())
+	}
+	for text, want := range map[string]string{
+		"":                      "",
+		"80":                    "",
+		"80->":                  "",
+		"->80":                  "",
+		"80->80/icmp":           "unknown protocol",
+		"80->80/tcp":            `it would be written "80->80"`,
+		"080->80":               `it would be written "80->80"`,
+		"80-80->80":             `it would be written "80->80"`,
+		"80-90->80":             `it would be written "80-90->80-90"`,
+		"65536->80":             "out of range",
+		"localhost:80->80":      "localhost",
+		"::1:80->80":            `it would be written "[::1]:80->80"`,
+		"8080->80 sticky":       "",
+		"192.0.2.1:80->80/udp ": "",
+	} {
+		_, err := ParseMapping(text)
+		require.ErrorIs(t, err, ErrBadPort, text)
+		require.ErrorContains(t, err, want, text)
+	}
 }

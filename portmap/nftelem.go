@@ -58,18 +58,30 @@ func elements(p Publication) (es []nftElem) {
 		}
 		for _, is4 := range families {
 			if p.hostOnly(m, is4) {
-				es = append(es, nftElem{set: hostOnlySet(m.Proto, is4), comment: p.Endpoint}.ports(m))
+				es = append(es, hostOnlyElement(m, is4, p.Endpoint))
 			}
 		}
 	}
 	return es
 }
 
+func hostOnlyElement(m Mapping, is4 bool, comment string) nftElem {
+	if m.Len() > 1 {
+		return nftElem{set: hostOnlyRanges(m.Proto, is4), comment: comment}.ports(m)
+	}
+	return nftElem{set: setHostOnly + famDigit(is4), key: protoPort(m.Proto, m.HostPort), comment: comment}
+}
+
+// protoPort is a concatenation of protocol and port.
+func protoPort(p Proto, number uint16) string {
+	return string(padded([]byte{byte(p)})) + string(padded(port(number)))
+}
+
 // natElements: a range with equal numbers is one interval, a shifted one an
 // element per port, because DNAT to a range of ports does not keep the order.
 func natElements(m Mapping, to netip.Addr, comment string) (es []nftElem) {
 	addr := string(to.AsSlice())
-	if !m.Shifted() {
+	if m.Len() > 1 && !m.Shifted() {
 		set := portMap(m.Proto, to.Is4(), m.HostIP, false)
 		return []nftElem{nftElem{set: set, val: addr, comment: comment}.ports(m)}
 	}
@@ -85,7 +97,7 @@ func natElements(m Mapping, to netip.Addr, comment string) (es []nftElem) {
 
 func openElements(m Mapping, to netip.Addr, comment string) (es []nftElem) {
 	for i := range m.Len() {
-		key := string(to.AsSlice()) + string(padded([]byte{byte(m.Proto)})) + string(padded(port(m.Port+uint16(i))))
+		key := string(to.AsSlice()) + protoPort(m.Proto, m.Port+uint16(i))
 		es = append(es, nftElem{set: setOpen + famDigit(to.Is4()), key: key, comment: comment})
 	}
 	return es

@@ -29,8 +29,8 @@ func (m *NFTables) List() ([]Publication, error) {
 				continue
 			}
 			for _, p := range Protos {
-				for _, shifted := range []bool{false, true} {
-					if err := m.listMap(found, p, is4, h, shifted); err != nil {
+				for _, single := range []bool{false, true} {
+					if err := m.listMap(found, p, is4, h, single); err != nil {
 						return nil, err
 					}
 				}
@@ -50,8 +50,8 @@ type nftFound struct {
 	fams map[Mapping][2]bool // IPv6, IPv4; HostIP zero for a wildcard
 }
 
-func (m *NFTables) listMap(found map[string]*nftFound, p Proto, is4 bool, host netip.Addr, shifted bool) error {
-	name := portMap(p, is4, host, shifted)
+func (m *NFTables) listMap(found map[string]*nftFound, p Proto, is4 bool, host netip.Addr, single bool) error {
+	name := portMap(p, is4, host, single)
 	es, err := m.readLocked(name)
 	if err != nil {
 		return err
@@ -67,7 +67,7 @@ func (m *NFTables) listMap(found map[string]*nftFound, p Proto, is4 bool, host n
 		addr, _ := netip.AddrFromSlice(e.Val[:size])
 		first := binary.BigEndian.Uint16(e.Key)
 		mp := Mapping{Proto: p, HostIP: host, HostPort: first, HostPortEnd: first, Port: first}
-		if shifted {
+		if single {
 			mp.Port = binary.BigEndian.Uint16(e.Val[size:])
 		} else if mp.HostPortEnd = 65535; i+1 < len(es) {
 			mp.HostPortEnd = binary.BigEndian.Uint16(es[i+1].Key) - 1
@@ -172,7 +172,7 @@ func boolCompare(a, b bool) int {
 	return -1
 }
 
-// publication joins shifted ports to ranges again. A wildcard of one family is
+// publication joins single ports to ranges again. A wildcard of one family is
 // told from one of both only where the endpoint has addresses of both.
 func (f *nftFound) publication() Publication {
 	for mp, fam := range f.fams {

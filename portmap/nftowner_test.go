@@ -56,7 +56,7 @@ func loaded(t *testing.T) *portmap.NFTables {
 	require.NoError(t, err)
 	t.Cleanup(func() { _, _ = m.Load(nil, nil), m.Close() }) // both errors, where the test has closed it
 	p := published()
-	p.Mappings = portmaptest.Mappings(t, "8080->80", "53->53/udp", "127.0.0.1:9000-9009->9000-9009")
+	p.Mappings = portmaptest.Mappings(t, "8080->80", "53->53/udp", "10000-10009->10000-10009/udp", "127.0.0.1:9000-9009->9000-9009")
 	require.NoError(t, m.Load([]portmap.Network{rigNet}, []portmap.Publication{p}))
 	return m
 }
@@ -83,7 +83,7 @@ func TestTableOwner(t *testing.T) {
 	refused(t, "nft", "delete", "table", "inet", "portolan")
 	refused(t, "nft", "flush", "table", "inet", "portolan")
 	refused(t, "nft", "add", "rule", "inet", "portolan", "guard", "accept")
-	refused(t, "nft", "delete", "element", "inet", "portolan", "udp4", "{", "53", "}")
+	refused(t, "nft", "delete", "element", "inet", "portolan", "udp4-single", "{", "53", "}")
 	requireLoaded(t, m)
 	repaired, err := m.Check()
 	require.NoError(t, err)
@@ -104,7 +104,7 @@ func TestTableOwner(t *testing.T) {
 
 func requireLoaded(t *testing.T, m portmap.Mapper) {
 	t.Helper()
-	requireListed(t, m, "e1 8080->80 127.0.0.1:9000-9009->9000-9009 53->53/udp")
+	requireListed(t, m, "e1 8080->80 127.0.0.1:9000-9009->9000-9009 53->53/udp 10000-10009->10000-10009/udp")
 }
 
 // TestTableOrphan outlives its owner and is taken over.
@@ -163,8 +163,9 @@ func TestTableWithoutOwner(t *testing.T) {
 		"flush chain inet portolan filter-prerouting",
 		"add rule inet portolan guard accept",
 		"flush map inet portolan udp4",
-		"delete element inet portolan udp4 { 53 }",
-		"delete element inet portolan tcp4-shifted { 8080 }",
+		"delete element inet portolan udp4 { 10000-10009 }",
+		"delete element inet portolan udp4-single { 53 }",
+		"delete element inet portolan tcp4-single { 8080 }",
 		"add element inet portolan udp4 { 9999 : 172.20.0.99 }",
 		"flush map inet portolan to-bridge",
 		"flush map inet portolan host-127.0.0.1-tcp4",

@@ -75,7 +75,7 @@ const (
 	mapLoopback   = "loopback"    // the same for 127.0.0.0/8
 	mapSource     = "source"      // subnet to a network's postrouting chain; + family
 	setOpen       = "open"        // published ports of routed networks; + family
-	setHostOnly   = "host-only"   // ports whose other clients are refused; protocol and family before
+	setHostOnly   = "host-only"   // ports whose other clients are refused; + family, and ranges of a protocol by themselves
 )
 
 func famDigit(is4 bool) string {
@@ -93,11 +93,15 @@ func addrType(is4 bool) nftables.SetDatatype {
 }
 
 // portMap is the name of the map of one protocol and family, for the wildcard
-// or one host address, of ranges with equal numbers or of shifted ports.
-func portMap(p Proto, is4 bool, host netip.Addr, shifted bool) string {
+// or one host address: of ranges, or of ports each by itself.
+//
+// Ranges are intervals, and a kernel goes through all intervals of a set at the
+// end of every transaction that changes one (nft_rbtree_commit, 6.18). So what
+// needs no interval is in a hash.
+func portMap(p Proto, is4 bool, host netip.Addr, single bool) string {
 	name := p.String() + famDigit(is4)
-	if shifted {
-		name += "-shifted"
+	if single {
+		name += "-single"
 	}
 	if host.IsValid() && !host.IsUnspecified() {
 		name = hostChain(host) + "-" + name
@@ -111,7 +115,7 @@ func hostChain(a netip.Addr) string {
 	return "host-" + strings.ReplaceAll(a.String(), ":", "-")
 }
 
-func hostOnlySet(p Proto, is4 bool) string { return p.String() + famDigit(is4) + "-" + setHostOnly }
+func hostOnlyRanges(p Proto, is4 bool) string { return p.String() + famDigit(is4) + "-" + setHostOnly }
 
 var families = [...]bool{true, false} // is4
 
@@ -120,13 +124,13 @@ var families = [...]bool{true, false} // is4
 func portMaps(host netip.Addr, fams ...bool) (sets []nftSet, rules []nftRule) {
 	for _, is4 := range fams {
 		for _, p := range Protos {
-			equal, shifted := portMap(p, is4, host, false), portMap(p, is4, host, true)
+			ranges, single := portMap(p, is4, host, false), portMap(p, is4, host, true)
 			sets = append(sets,
-				nftSet{equal, nftables.TypeInetService, addrType(is4), true},
-				nftSet{shifted, nftables.TypeInetService, nftables.MustConcatSetType(addrType(is4), nftables.TypeInetService), false})
+				nftSet{ranges, nftables.TypeInetService, addrType(is4), true},
+				nftSet{single, nftables.TypeInetService, nftables.MustConcatSetType(addrType(is4), nftables.TypeInetService), false})
 			rules = append(rules,
-				nftRule{stmtFamily(is4), stmtDNAT(p, is4, equal, false)},
-				nftRule{stmtFamily(is4), stmtDNAT(p, is4, shifted, true)})
+				nftRule{stmtFamily(is4), stmtDNAT(p, is4, ranges, false)},
+				nftRule{stmtFamily(is4), stmtDNAT(p, is4, single, true)})
 		}
 	}
 	return sets, rules
@@ -162,15 +166,21 @@ func planBase() nftPart {
 			verdictMap(mapSource+famDigit(is4), addrType(is4), true),
 			nftSet{name: setOpen + famDigit(is4), key: nftables.MustConcatSetType(addrType(is4), nftables.TypeInetProto, nftables.TypeInetService)})
 		dispatch = append(dispatch, nftRule{daddr(is4).vmap(mapHostAddr + famDigit(is4))})
+		// With a port alone as its key this would be a bitmap, and a change of
+		// that goes through all its elements (nft_bitmap_elem_find).
+		single := nftSet{name: setHostOnly + famDigit(is4), key: nftables.MustConcatSetType(nftables.TypeInetProto, nftables.TypeInetService)}
+		sets = append(sets, single)
 		for _, p := range [...]Proto{TCP, UDP} {
-			name := hostOnlySet(p, is4)
-			sets = append(sets, nftSet{name, nftables.TypeInetService, nftables.SetDatatype{}, true})
-			if !is4 && p == TCP {
-				// The kernel looks for a reset's way without the interface, and a
-				// link-local address is at the end of any; an ICMPv6 error has it.
-				refuse = append(refuse, nftRule{saddr(false).in(linkLocal6), stmtDportIn(p, name), stmtReject(UDP)})
+			ranges := nftSet{name: hostOnlyRanges(p, is4), key: nftables.TypeInetService, interval: true}
+			sets = append(sets, ranges)
+			for _, among := range []nftStmt{stmtDportIn(p, ranges.name), stmtProtoDportIn(p, single.name)} {
+				if !is4 && p == TCP {
+					// The kernel looks for a reset's way without the interface, and a
+					// link-local address is at the end of any; an ICMPv6 error has it.
+					refuse = append(refuse, nftRule{saddr(false).in(linkLocal6), among, stmtReject(UDP)})
+				}
+				refuse = append(refuse, nftRule{stmtFamily(is4), among, stmtReject(p)})
 			}
-			refuse = append(refuse, nftRule{stmtFamily(is4), stmtDportIn(p, name), stmtReject(p)})
 		}
 	}
 	wildcard, lookups := portMaps(netip.Addr{}, families[:]...)
@@ -210,6 +220,8 @@ func planBase() nftPart {
 		{"filter-input", hook(filter, nftables.ChainHookInput, -1, "input priority filter - 1"), append([]nftRule{
 			{stmtIIF("lo"), stmtAccept},
 			{stmtIIFIn(setBridges), stmtDNATed, stmtJump("port-local")},
+			// Answers to sockets of this host, which may well have a published port.
+			{stmtEstablished, stmtAccept},
 		}, refuse...)},
 		{"filter-output", hook(filter, nftables.ChainHookOutput, -1, "output priority filter - 1"), []nftRule{
 			{stmtOIFIn(setBridges), stmtDNATed, stmtJump("port-local")},

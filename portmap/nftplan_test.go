@@ -207,7 +207,11 @@ func keyText(s nftSet, key string) string {
 		return addrText(b)
 	}
 	n := len(b) - 8
-	return fmt.Sprintf("%s . %s . %d", addrText(b[:n]), Proto(b[n]), binary.BigEndian.Uint16(b[n+4:]))
+	text := fmt.Sprintf("%s . %d", Proto(b[n]), binary.BigEndian.Uint16(b[n+4:]))
+	if n > 0 {
+		text = addrText(b[:n]) + " . " + text
+	}
+	return text
 }
 
 func addrText(b []byte) string {

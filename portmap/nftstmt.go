@@ -208,16 +208,24 @@ func stmtDportIn(p Proto, set string) nftStmt {
 		loadDport(1), &expr.Lookup{SourceRegister: 1, SetName: set})}
 }
 
+// stmtProtoDportIn matches a protocol's packets against a set of concatenations
+// of protocol and destination port.
+func stmtProtoDportIn(p Proto, set string) nftStmt {
+	return nftStmt{fmt.Sprintf("meta l4proto %s meta l4proto . th dport @%s", p, set), append(stmtL4(p).exprs,
+		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}, loadDport(reg32v01),
+		&expr.Lookup{SourceRegister: 1, SetName: set})}
+}
+
 // stmtDNAT sends a packet where the map has its destination port: to an
-// address, port kept, or (shifted) to an address and port.
-func stmtDNAT(p Proto, is4 bool, set string, shifted bool) nftStmt {
+// address, port kept, or to an address and port.
+func stmtDNAT(p Proto, is4 bool, set string, withPort bool) nftStmt {
 	ip, fam, portReg := "ip", uint32(unix.NFPROTO_IPV4), uint32(reg32v01)
 	if !is4 {
 		ip, fam, portReg = "ip6", unix.NFPROTO_IPV6, regNext128
 	}
 	nat := &expr.NAT{Type: expr.NATTypeDestNAT, Family: fam, RegAddrMin: 1}
 	to := ip + " to "
-	if shifted {
+	if withPort {
 		nat.RegProtoMin, nat.Specified = portReg, true
 		to = ip + " addr . port to "
 	}

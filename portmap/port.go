@@ -8,14 +8,14 @@ import (
 	"github.com/portolan/portolan/proxy"
 )
 
-// hostPort is one reserved host port of a sandbox and, where the kernel cannot
-// carry all that arrives there, the proxy that does.
+// hostPort is a reserved host port of a sandbox, or a block of them, and, where
+// the kernel cannot carry all that arrives there, the proxy that does.
 type hostPort struct {
 	lease
 	asked  netip.Addr             // the host address as asked for; of a mixed network one family of it is held
-	proxy  proxy.Proxy            // nil until first served
+	proxy  proxy.Proxy            // nil until first served, and of a block, which shares one
 	target atomic.Pointer[Target] // nil while nobody serves
-	parked bool                   // the number is the sandbox's, and no socket holds it
+	parked bool                   // the number is the sandbox's, and nothing keeps others off
 }
 
 // wanted is the mapping with the host address that was asked for.
@@ -29,12 +29,16 @@ func (p *hostPort) wanted() Mapping {
 // another target is cut.
 func (p *hostPort) serve(t Target, cfg proxy.UDPConfig) error {
 	old := p.target.Swap(&t)
+	if p.block != nil {
+		return p.block.serve(p, t, old != nil && *old != t)
+	}
 	if p.proxy != nil {
 		if old == nil || *old != t {
 			p.proxy.Reset()
 		}
 	} else if p.Proto == TCP {
-		p.proxy = proxy.ServeTCP(p.TCP, p.backend, proxy.TCPConfig{Files: cfg.Files, Log: cfg.Log})
+		tcp := proxy.ServeTCP(p.TCP, p.backend, proxy.TCPConfig{Files: cfg.Files, Log: cfg.Log})
+		p.proxy, p.taken = tcp, tcp
 	} else {
 		udp := proxy.ServeUDP(p.UDP, p.backend, cfg)
 		p.proxy, p.taken = udp, udp
@@ -44,8 +48,12 @@ func (p *hostPort) serve(t Target, cfg proxy.UDPConfig) error {
 
 // rest keeps the port and serves nobody.
 func (p *hostPort) rest() {
-	p.target.Store(nil)
-	if p.proxy == nil {
+	served := p.target.Swap(nil) != nil
+	switch {
+	case p.block != nil && served:
+		_ = p.block.rest(p) // nothing is served; it may be that nothing is dropped
+		return
+	case p.proxy == nil:
 		return
 	}
 	// With no target whatever passes the filter is refused.
@@ -63,7 +71,9 @@ func (p *hostPort) park() error {
 	}
 	err := p.close()
 	p.proxy, p.parked = nil, true
-	p.Socket = &Socket{sctp: -1, held: true}
+	if p.block == nil {
+		p.Socket = &Socket{sctp: -1}
+	}
 	return err
 }
 
@@ -80,11 +90,10 @@ func (p *Publisher) wake(ports []*hostPort) (woken []*hostPort, err error) {
 		if !port.parked {
 			continue
 		}
-		leases, err := p.allocators[port.Proto].bind(port.Mapping)
-		if err != nil {
+		if err := p.allocators[port.Proto].bindAgain(&port.lease); err != nil {
 			return nil, join(err, park(woken))
 		}
-		port.Socket, port.parked = leases[0].Socket, false
+		port.parked = false
 		woken = append(woken, port)
 	}
 	return woken, nil
@@ -104,37 +113,56 @@ func (p *hostPort) backend(local netip.AddrPort) (netip.AddrPort, bool) {
 	if !to.IsValid() {
 		to = other
 	}
-	return netip.AddrPortFrom(to, p.Port), to.IsValid()
+	return netip.AddrPortFrom(to, p.Port+(local.Port()-p.HostPort)), to.IsValid()
 }
 
 // close ends the proxy, its connections, and gives the port back.
 func (p *hostPort) close() error {
-	if p.proxy != nil {
+	switch {
+	case p.parked:
+		return nil
+	case p.block != nil:
+		return p.block.close(p)
+	case p.proxy != nil:
 		return p.proxy.Close()
 	}
 	return p.Socket.Close()
 }
 
+// split parts p at a host port, which becomes the first of the second part. It is
+// for what no socket holds: a block, or a range of a routed network.
+func (p *hostPort) split(at uint16) (*hostPort, *hostPort) {
+	first, second := p.part(int(p.HostPort), int(at)-1), p.part(int(at), int(p.HostPortEnd))
+	parts := [2]*hostPort{}
+	for i, m := range []Mapping{first, second} {
+		part := &hostPort{lease: p.lease, asked: p.asked, parked: p.parked}
+		part.Mapping = m
+		part.target.Store(p.target.Load())
+		parts[i] = part
+	}
+	if p.block != nil {
+		p.block.all.parted(p, parts[:]...)
+	}
+	return parts[0], parts[1]
+}
+
 // served says whether something that the kernel does not carry to t can reach
-// m's socket: a family that the container does not have, [::1] and link-local
-// IPv6, and broadcast to a UDP port.
-func (t Target) served(m Mapping) bool {
+// m's socket, by family: one that the container does not have, [::1] and
+// link-local IPv6, and broadcast to a UDP port.
+func (t Target) served(m Mapping) (ip4, ip6 bool) {
 	if m.Proto == SCTP {
-		return false
+		return false, false
 	}
 	is4, is6 := m.Is4() && !t.Routed4, m.Is6() && !t.Routed6
-	if is4 && !t.NAT4(m) || is6 && !t.NAT6(m) {
-		return true
-	}
-	return m.Wildcard() && (is6 || is4 && m.Proto == UDP)
+	return is4 && (!t.NAT4(m) || m.Wildcard() && m.Proto == UDP), is6 && (!t.NAT6(m) || m.Wildcard())
 }
 
 // serve starts, moves or stops the proxy of each of s's ports as its
 // publication needs, and then the hooks, which go past it.
 func (p *Publisher) serve(s *sandbox) {
-	cfg := proxy.UDPConfig{Idle: p.cfg.UDPIdle, Files: &p.files, Log: p.cfg.Log}
+	cfg := p.proxyConfig()
 	for _, port := range s.ports {
-		if !s.pub.served(port.Mapping) {
+		if ip4, ip6 := s.pub.served(port.Mapping); !ip4 && !ip6 && port.block == nil {
 			port.rest()
 			continue
 		}
@@ -143,6 +171,10 @@ func (p *Publisher) serve(s *sandbox) {
 		}
 	}
 	p.steer(s)
+}
+
+func (p *Publisher) proxyConfig() proxy.UDPConfig {
+	return proxy.UDPConfig{Idle: p.cfg.UDPIdle, Files: &p.files, Log: p.cfg.Log}
 }
 
 // release closes ports and forgets them.

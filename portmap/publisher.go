@@ -17,6 +17,7 @@ import (
 type PublisherConfig struct {
 	Mapper   Mapper
 	Reserver Reserver // nil: NewSockets
+	Ranges   Ranges   // nil: a socket for every port
 	Hooks    Hooks    // nil: the proxy serves this host's IPv6 clients
 	// UDPIdle is how long the proxy keeps a UDP flow in which nothing is sent;
 	// 0 means package proxy's default.
@@ -40,6 +41,7 @@ type PublisherConfig struct {
 type Publisher struct {
 	cfg        PublisherConfig
 	allocators map[Proto]*Allocator
+	blocks     *blocks     // nil without Ranges
 	files      proxy.Files // of all its proxies
 
 	mu        sync.Mutex // guards below
@@ -70,8 +72,15 @@ func NewPublisher(cfg PublisherConfig) *Publisher {
 		cfg: cfg, allocators: map[Proto]*Allocator{},
 		sandboxes: map[string]*sandbox{}, endpoints: map[string]string{},
 	}
+	if cfg.Ranges != nil {
+		shared := p.proxyConfig()
+		shared.MaxFlows = blockFlows
+		p.blocks = &blocks{ranges: cfg.Ranges, cfg: shared, log: cfg.Log}
+	}
 	for _, proto := range Protos {
-		p.allocators[proto] = NewAllocator(proto, cfg.Reserver, cfg.SysctlDir)
+		a := NewAllocator(proto, cfg.Reserver, cfg.SysctlDir)
+		a.blocks = p.blocks
+		p.allocators[proto] = a
 	}
 	return p
 }
@@ -287,7 +296,7 @@ func (p *Publisher) Close() error {
 // flush deletes the UDP conntrack entries that a change has made wrong. It is no
 // reason to fail: the ports are published.
 func (p *Publisher) flush(old Publication, pubs ...Publication) {
-	if err := flushUDP(old, pubs...); err != nil {
+	if err := flushUDP(p.cfg.SysctlDir, old, pubs...); err != nil {
 		p.cfg.Log.Warn("delete stale UDP conntrack entries", "err", err)
 	}
 }

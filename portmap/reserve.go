@@ -7,7 +7,7 @@ import (
 	"slices"
 )
 
-// request is a binding on its way to a port.
+// request is a binding that leaves a choice, on its way to a port.
 type request struct {
 	PortBinding
 	got *hostPort
@@ -22,60 +22,47 @@ type samePort []*request
 // what could be elsewhere does not sit on what cannot. After an error nothing
 // new is held.
 func (p *Publisher) reserve(s *sandbox, t Target, bs []PortBinding) (wanted []*hostPort, err error) {
-	groups, err := group(bs)
+	exact, groups, err := group(bs)
 	if err != nil {
 		return nil, err
 	}
-	byFreedom := func(a, b samePort) int { return cmp.Compare(a[0].freedom(), b[0].freedom()) }
-	// Who wants one port takes it back before who would take any.
-	slices.SortStableFunc(groups, byFreedom)
-	keep(t, s.ports, groups)
-	slices.SortStableFunc(groups, byFreedom)
+	wanted, missing := s.keepExact(t, exact)
+	kept, more := s.keepAny(t, wanted, groups)
+	wanted = append(wanted, kept...)
 	var made []*hostPort
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, p.release(s, made))
 		}
 	}()
-	n := 0
-	for n < len(groups) && groups[n][0].freedom() == 0 {
-		n++
-	}
-	ports, err := p.reserveExact(s, t, groups[:n])
-	made = append(made, ports...)
-	if err != nil {
-		return nil, err
-	}
-	for _, g := range groups[n:] {
-		ports, err := p.reserveAny(s, t, g)
+	for _, m := range joinMappings(append(missing, more...)) {
+		ports, err := p.reserveRange(s, t, m)
 		made = append(made, ports...)
 		if err != nil {
 			return nil, err
 		}
 	}
 	for _, g := range groups {
-		for _, r := range g {
-			if r.got != nil {
-				wanted = append(wanted, r.got)
-			}
+		if g.settled() {
+			continue
+		}
+		ports, err := p.reserveAny(s, t, g)
+		made = append(made, ports...)
+		if err != nil {
+			return nil, err
 		}
 	}
-	return append(wanted, fresh(made, wanted)...), nil
+	return append(wanted, made...), nil
 }
 
-// freedom is how many host ports would do: none but one, some, or any.
-func (r *request) freedom() int {
-	switch {
-	case r.HostPort == 0:
-		return 2
-	case r.HostPort < r.HostPortEnd:
-		return 1
-	}
-	return 0
+// exact says whether one host port alone would do for each container port.
+func (b PortBinding) exact() bool {
+	return b.HostPort != 0 && (b.HostPort == b.HostPortEnd || b.PortEnd > b.Port)
 }
 
-// group checks bindings and puts those that take one number together.
-func group(bs []PortBinding) (groups []samePort, err error) {
+// group checks bindings. It joins those that are exact to ranges, and puts those
+// that leave a choice and take one number together, the least free first.
+func group(bs []PortBinding) (exact []Mapping, groups []samePort, err error) {
 	type key struct {
 		proto                       Proto
 		port, hostPort, hostPortEnd uint16
@@ -83,7 +70,11 @@ func group(bs []PortBinding) (groups []samePort, err error) {
 	last := map[key]int{} // the newest group
 	for _, b := range bs {
 		if b, err = b.normal(); err != nil {
-			return nil, err
+			return nil, nil, err
+		}
+		if b.exact() {
+			exact = append(exact, b.mapping())
+			continue
 		}
 		r := &request{PortBinding: b}
 		k := key{b.Proto, b.Port, b.HostPort, b.HostPortEnd}
@@ -95,7 +86,16 @@ func group(bs []PortBinding) (groups []samePort, err error) {
 		last[k] = len(groups)
 		groups = append(groups, samePort{r})
 	}
-	return groups, nil
+	slices.SortStableFunc(groups, func(a, b samePort) int { return cmp.Compare(a[0].freedom(), b[0].freedom()) })
+	return joinMappings(exact), groups, nil
+}
+
+// freedom is how many host ports would do: some, or any.
+func (r *request) freedom() int {
+	if r.HostPort == 0 {
+		return 1
+	}
+	return 0
 }
 
 // overlaps says whether one number cannot serve both: their host addresses are
@@ -108,78 +108,21 @@ func (r *request) overlaps(o *request) bool {
 	return a.Is4() && b.Is4() || a.Is6() && b.Is6()
 }
 
-// keep gives requests the ports that the sandbox has already. A group of which
-// one has a port takes that number for all. A port that was not reserved, of a
-// routed network, is of no use to a target whose ports are.
-func keep(t Target, ports []*hostPort, groups []samePort) {
-	type key struct {
-		proto Proto
-		ip    netip.Addr
-		port  uint16
-	}
-	have := map[key][]*hostPort{}
-	for _, port := range ports {
-		if !port.held && len(Publication{t, []Mapping{port.wanted()}}.Held()) > 0 {
-			continue
-		}
-		k := key{port.Proto, port.asked, port.Port}
-		have[k] = append(have[k], port)
-	}
-	for _, g := range groups {
-		for _, r := range g {
-			k := key{r.Proto, r.HostIP, r.Port}
-			i := slices.IndexFunc(have[k], func(port *hostPort) bool { return r.accepts(port.HostPort) })
-			if i < 0 {
-				continue
-			}
-			r.got = have[k][i]
-			have[k] = slices.Delete(have[k], i, i+1)
-			for _, o := range g {
-				o.HostPort, o.HostPortEnd = r.got.HostPort, r.got.HostPort
-			}
-		}
-	}
+// mapping is the binding as a mapping; where it leaves a choice, its host ports
+// are what to choose from.
+func (b PortBinding) mapping() Mapping {
+	return Mapping{Proto: b.Proto, HostIP: b.HostIP, HostPort: b.HostPort, HostPortEnd: b.HostPortEnd, Port: b.Port, Origin: OriginEngine}
 }
 
-func (r *request) accepts(port uint16) bool {
-	return r.HostPort == 0 || r.HostPort <= port && port <= r.HostPortEnd
-}
+// settled says whether the group has its number.
+func (g samePort) settled() bool { return g[0].HostPort != 0 && g[0].HostPort == g[0].HostPortEnd }
 
-// mapping is the request as a mapping; of a range, its host ports are what to
-// choose from.
-func (r *request) mapping() Mapping {
-	return Mapping{Proto: r.Proto, HostIP: r.HostIP, HostPort: r.HostPort, HostPortEnd: r.HostPortEnd, Port: r.Port, Origin: OriginEngine}
-}
-
-// reserveExact takes neighbours together: a range is one thing, and its error is
-// one error.
-func (p *Publisher) reserveExact(s *sandbox, t Target, groups []samePort) (made []*hostPort, err error) {
-	var ms []Mapping
-	for _, g := range groups {
-		for _, r := range g {
-			if r.got == nil {
-				ms = append(ms, r.mapping())
-			}
-		}
-	}
-	for _, m := range joinMappings(ms) {
-		ports, err := p.reserveRange(s, t, m)
-		if err != nil {
-			return made, err
-		}
-		made = append(made, ports...)
-	}
-	return made, nil
-}
-
-// reserveRange takes every port of m, in the families that are not routed.
+// reserveRange takes every port of m, in the families that are not routed: a
+// range is one thing, and its error is one error.
 func (p *Publisher) reserveRange(s *sandbox, t Target, m Mapping) (made []*hostPort, err error) {
 	held := Publication{t, []Mapping{m}}.Held()
 	if len(held) == 0 {
-		for i := range m.Len() {
-			made = append(made, &hostPort{lease: lease{m.at(i), noSocket()}, asked: m.HostIP})
-		}
-		return made, nil
+		return []*hostPort{{lease: lease{Mapping: m, Socket: noSocket()}, asked: m.HostIP}}, nil
 	}
 	leases, err := p.allocators[m.Proto].Exact(held[0], s.id)
 	return asked(leases, m.HostIP), err
@@ -198,7 +141,7 @@ func (p *Publisher) reserveAny(s *sandbox, t Target, g samePort) (made []*hostPo
 		// Nothing is reserved in a routed family: the container's own number.
 		m := r.mapping()
 		m.HostPort, m.HostPortEnd = m.Port, m.Port
-		made = append(made, &hostPort{lease: lease{m, noSocket()}, asked: m.HostIP})
+		made = append(made, &hostPort{lease: lease{Mapping: m, Socket: noSocket()}, asked: m.HostIP})
 	}
 	if len(ms) == 0 {
 		return made, nil

@@ -43,30 +43,36 @@ func (p *Publisher) Restore(nets []Network, runs []Run) error {
 	return nil
 }
 
-// regain reserves what it can of ms, the largest pieces first whole, then port
-// by port, and enters it in s.
+// regain reserves what it can of ms and enters it in s.
 func (p *Publisher) regain(s *sandbox, pub Publication, ms []Mapping) {
-	var lost []Mapping
 	for _, m := range ms {
-		ports, err := p.reserveRange(s, pub.Target, m)
-		if err == nil {
-			s.ports = append(s.ports, ports...)
-			continue
-		}
-		for i := range m.Len() {
-			ports, err := p.reserveRange(s, pub.Target, m.at(i))
-			if err != nil {
-				p.cfg.Log.Warn("a published port was taken meanwhile; it is tried again",
-					"port", m.at(i), "endpoint", pub.Endpoint, "err", p.named(err))
-				lost = append(lost, m.at(i))
-				continue
-			}
-			s.ports = append(s.ports, ports...)
-		}
+		ports, lost := p.reserveParts(s, pub.Target, m, func(m Mapping, err error) {
+			p.cfg.Log.Warn("a published port was taken meanwhile; it is tried again",
+				"port", m, "endpoint", pub.Endpoint, "err", p.named(err))
+		})
+		s.ports = append(s.ports, ports...)
+		s.lost = append(s.lost, lost...)
 	}
-	s.lost = joinMappings(lost)
+	s.lost = joinMappings(s.lost)
 	s.pub = Publication{pub.Target, mappingsOf(s.ports)}
 	p.claim("", pub.Endpoint, s.id)
+}
+
+// reserveParts reserves m in the largest parts that are free, and returns the
+// ports that are not.
+func (p *Publisher) reserveParts(s *sandbox, t Target, m Mapping, refused func(Mapping, error)) (ports []*hostPort, lost []Mapping) {
+	ports, err := p.reserveRange(s, t, m)
+	switch {
+	case err == nil:
+		return ports, nil
+	case m.Len() == 1:
+		refused(m, err)
+		return nil, []Mapping{m}
+	}
+	middle := int(m.HostPort) + m.Len()/2
+	ports, lost = p.reserveParts(s, t, m.part(int(m.HostPort), middle-1), refused)
+	more, rest := p.reserveParts(s, t, m.part(middle, int(m.HostPortEnd)), refused)
+	return append(ports, more...), append(lost, rest...)
 }
 
 // Retry tries to get back the ports that Restore could not. It is for a task
@@ -88,14 +94,8 @@ func (p *Publisher) retry(s *sandbox) error {
 	var made []*hostPort
 	var lost []Mapping
 	for _, m := range s.lost {
-		for i := range m.Len() {
-			ports, err := p.reserveRange(s, old.Target, m.at(i))
-			if err != nil {
-				lost = append(lost, m.at(i))
-				continue
-			}
-			made = append(made, ports...)
-		}
+		ports, still := p.reserveParts(s, old.Target, m, func(Mapping, error) {})
+		made, lost = append(made, ports...), append(lost, still...)
 	}
 	if len(made) == 0 {
 		return nil

@@ -47,9 +47,8 @@ type Socket struct {
 	TCP  *net.TCPListener
 	UDP  *net.UDPConn
 	sctp int // file descriptor, -1 for none
-	held bool
 
-	taken controlled // by the proxy out of UDP, nil before
+	taken controlled // by the proxy out of TCP or UDP, nil before
 }
 
 // controlled is whoever has a socket and lends it for options.
@@ -76,13 +75,13 @@ func (s *Sockets) Reserve(p Proto, addr netip.Addr, port uint16) (*Socket, error
 		if err != nil {
 			return nil, err
 		}
-		return &Socket{TCP: ln.(*net.TCPListener), sctp: -1, held: true}, nil
+		return &Socket{TCP: ln.(*net.TCPListener), sctp: -1}, nil
 	case UDP:
 		pc, err := lc.ListenPacket(context.Background(), network, local)
 		if err != nil {
 			return nil, err
 		}
-		return &Socket{UDP: pc.(*net.UDPConn), sctp: -1, held: true}, nil
+		return &Socket{UDP: pc.(*net.UDPConn), sctp: -1}, nil
 	case SCTP:
 		return s.reserveSCTP(addr, port)
 	}
@@ -126,7 +125,7 @@ func (s *Sockets) reserveSCTP(addr netip.Addr, port uint16) (*Socket, error) {
 		s.noSCTP.Do(func() {
 			s.log.Warn("this kernel has no SCTP sockets; sctp ports are reserved among Portolan's endpoints alone")
 		})
-		return &Socket{sctp: -1, held: true}, nil
+		return &Socket{sctp: -1}, nil
 	}
 	if err != nil {
 		return nil, fmt.Errorf("open sctp socket: %w", err)
@@ -149,7 +148,7 @@ func (s *Sockets) reserveSCTP(addr netip.Addr, port uint16) (*Socket, error) {
 		_ = unix.Close(fd)
 		return nil, fmt.Errorf("bind sctp port %d: %w", port, err)
 	}
-	return &Socket{sctp: fd, held: true}, nil
+	return &Socket{sctp: fd}, nil
 }
 
 // Open takes the drop-all filter away.

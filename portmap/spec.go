@@ -85,6 +85,8 @@ func (b PortBinding) normal() (PortBinding, error) {
 			b, ErrBadPort, b.HostPort, b.HostPortEnd, b.HostPortEnd, b.HostPort)
 	case b.HostPort == 0 && b.HostPortEnd != 0:
 		return b, fmt.Errorf("publish %s: %w: a host port range starts at 1", b, ErrBadPort)
+	case b.PortEnd != 0 && int(b.PortEnd)-int(b.Port) != int(b.HostPortEnd)-int(b.HostPort):
+		return b, fmt.Errorf("publish %s: %w: the ranges differ in length", b, ErrBadPort)
 	case b.HostIP.Is6() && b.HostIP.IsLinkLocalUnicast():
 		return b, fmt.Errorf("publish %s: %w: host address %s is link-local, which means something on one interface alone; publish on another address or on all",
 			b, ErrBadPort, b.HostIP)

@@ -20,6 +20,7 @@ import (
 
 	"github.com/portolan/portolan/internal/hooks"
 	"github.com/portolan/portolan/internal/netnstest"
+	"github.com/portolan/portolan/internal/sklookup"
 	"github.com/portolan/portolan/portmap"
 )
 
@@ -40,6 +41,26 @@ type town struct {
 const answerWait = 3 * time.Second
 
 func newTown(t testing.TB) *town {
+	t.Helper()
+	return newTownWith(t, nil)
+}
+
+// openRanges holds ranges until the test ends, or says why not.
+func openRanges(t testing.TB) portmap.Ranges {
+	t.Helper()
+	if os.Getenv("PORTOLAN_RANGES") == "sockets" {
+		return nil
+	}
+	table, err := sklookup.Open(sklookup.Config{})
+	if err != nil {
+		t.Log("without sk_lookup: ", err)
+		return nil
+	}
+	t.Cleanup(func() { assert.NoError(t, table.Close()) })
+	return table
+}
+
+func newTownWith(t testing.TB, ranges portmap.Ranges) *town {
 	t.Helper()
 	netnstest.Sysctl(t, "ipv4/ip_forward", "1")
 	netnstest.Sysctl(t, "ipv6/conf/all/forwarding", "1")
@@ -67,7 +88,7 @@ func newTown(t testing.TB) *town {
 	require.NoError(t, w.mapper.Load([]portmap.Network{rigNet}, nil))
 	netnstest.Sysctl(t, "ipv4/conf/plbr0/route_localnet", "1")
 	w.hooks = openHooks(t)
-	w.Publisher = portmap.NewPublisher(portmap.PublisherConfig{Mapper: w.mapper, Hooks: w.hooks})
+	w.Publisher = portmap.NewPublisher(portmap.PublisherConfig{Mapper: w.mapper, Ranges: ranges, Hooks: w.hooks})
 	t.Cleanup(func() {
 		assert.NoError(t, w.Close())
 		assert.NoError(t, w.mapper.Load(nil, nil))
@@ -250,40 +271,90 @@ func linkLocal(t *testing.T, from place, by string) netip.Addr {
 // TestServed asks for a published port in every way that a host and its
 // neighbour have, of containers with one address family and with both.
 func TestServed(t *testing.T) {
-	w := newTown(t)
-	say(t, w.c2, 80, "two")
+	testServed(t, newTown(t), 80, func(host string) []string { return []string{host + "8080:80/udp", host + "8080:80"} })
+}
+
+// TestServedOfRanges is TestServed of a port among many, which have no socket
+// each.
+func TestServedOfRanges(t *testing.T) {
+	ranges := openRanges(t)
+	if ranges == nil {
+		t.Skip("without sk_lookup a long range is sockets")
+	}
+	w := newTownWith(t, ranges)
+	testServed(t, w, 8080, func(host string) []string {
+		return []string{host + "7000-9999:7000-9999/udp", host + "7000-9999:7000-9999"}
+	})
+	// Other numbers inside, and first and last port.
+	say(t, w.c3, 20000, "first")
+	say(t, w.c3, 21999, "last")
+	w.publish(t, "s2", only4(target("e2", 3)), "30000-31999:20000-21999/udp", "30000-31999:20000-21999")
+	requireSays(t, here{}, "first", "127.0.0.1:30000", "[::1]:30000")
+	requireSays(t, here{}, "last", "127.0.0.1:31999", "[::1]:31999")
+	// Who moves takes his clients along.
+	say(t, w.c2, 20000, "moved")
+	c, err := net.Dial("udp", "[::1]:30000")
+	require.NoError(t, err)
+	defer c.Close()
+	require.Equal(t, "first", answerOf(t, c))
+	w.publish(t, "s2", only4(target("e3", 2)), "30000-31999:20000-21999/udp", "30000-31999:20000-21999")
+	require.Equal(t, "moved", answerOf(t, c))
+	requireSays(t, here{}, "moved", "127.0.0.1:30000", "[::1]:30000")
+}
+
+// TestServedOfAllPorts is TestServed where there is no other port.
+func TestServedOfAllPorts(t *testing.T) {
+	ranges := openRanges(t)
+	if ranges == nil {
+		t.Skip("without sk_lookup all ports are more sockets than a process may have")
+	}
+	testServed(t, newTownWith(t, ranges), 8080, func(host string) []string {
+		return []string{host + "1-65535:1-65535/udp", host + "1-65535:1-65535"}
+	})
+}
+
+func answerOf(t *testing.T, c net.Conn) string {
+	t.Helper()
+	word, err := question(c, answerWait)
+	require.NoError(t, err)
+	return word
+}
+
+// testServed publishes ports of which 8080 leads to a port of c2.
+func testServed(t *testing.T, w *town, port int, specs func(host string) []string) {
+	say(t, w.c2, port, "two")
 	local4, local6 := "127.0.0.1:8080", "[::1]:8080"
 	lan4, lan6 := "198.51.100.1:8080", "[2001:db8:1::1]:8080"
 	llHere := netip.AddrPortFrom(linkLocal(t, here{}, "lan0"), 8080).String()
 	llThere := netip.AddrPortFrom(linkLocal(t, w.neighbour, "eth0"), 8080).String()
 	requireSays := func(from place, to ...string) { t.Helper(); requireSays(t, from, "two", to...) }
 
-	w.publish(t, "s1", target("e1", 2), "8080:80/udp", "8080:80")
+	w.publish(t, "s1", target("e1", 2), specs("")...)
 	requireSays(here{}, local4, local6, lan4, lan6, "127.7.7.7:8080", "172.20.0.1:8080", "[fd20::1]:8080", llHere)
 	requireSays(w.neighbour, lan4, lan6)
 	requireRefused(t, w.neighbour, llThere)
 	requireSays(w.c2, lan4, lan6, "172.20.0.1:8080", "[fd20::1]:8080")
 	requireSays(w.c3, lan4, lan6)
 
-	w.publish(t, "s1", only4(target("e1", 2)), "8080:80/udp", "8080:80")
+	w.publish(t, "s1", only4(target("e1", 2)), specs("")...)
 	requireSays(here{}, local4, local6, lan4, lan6, llHere)
 	requireSays(w.neighbour, lan4)
 	requireRefused(t, w.neighbour, lan6, llThere)
 	requireRefused(t, w.c3, lan6)
 
-	w.publish(t, "s1", only6(target("e1", 2)), "8080:80/udp", "8080:80")
+	w.publish(t, "s1", only6(target("e1", 2)), specs("")...)
 	requireSays(here{}, local4, local6, lan4, lan6, llHere)
 	requireSays(w.neighbour, lan6)
 	requireRefused(t, w.neighbour, lan4, llThere)
 
 	remote := only4(target("e1", 2))
 	remote.ProxyRemote = true
-	w.publish(t, "s1", remote, "8080:80/udp", "8080:80")
+	w.publish(t, "s1", remote, specs("")...)
 	requireSays(here{}, local4, local6, lan4, lan6, llHere)
 	requireSays(w.neighbour, lan4, lan6, llThere)
 
 	require.NoError(t, w.Release("s1"))
-	w.publish(t, "s1", only4(target("e1", 2)), "[::1]:8080:80/udp", "[::1]:8080:80")
+	w.publish(t, "s1", only4(target("e1", 2)), specs("[::1]:")...)
 	requireSays(here{}, local6)
 	requireRefused(t, w.neighbour, lan4, lan6)
 

@@ -45,11 +45,13 @@ func headerLine(schema int, body []byte) []byte {
 
 // encode is the file for s.
 func encode(s *state, schema int) ([]byte, error) {
-	body, err := s.body()
+	room := append(headerLine(schema, nil), '\n') // as long as the header of any body
+	file, err := s.body(room)
 	if err != nil {
 		return nil, fmt.Errorf("encode state: %w", err)
 	}
-	return bytes.Join([][]byte{headerLine(schema, body), body}, []byte("\n")), nil
+	copy(file, headerLine(schema, file[len(room):]))
+	return file, nil
 }
 
 // decode is the state in a file. The error wraps errDamaged, ErrNewer or, where

@@ -81,8 +81,8 @@ type Endpoint struct {
 	Exposed []portmap.ExposedPort `json:"exposed,omitempty"`
 	// Gateway: the engine's last word on this endpoint was to publish
 	// (ProgramExternalConnectivity), not to revoke.
-	Gateway  bool              `json:"gateway,omitempty"`
-	Mappings []portmap.Mapping `json:"mappings,omitempty"`
+	Gateway  bool     `json:"gateway,omitempty"`
+	Mappings Mappings `json:"mappings,omitempty"`
 }
 
 func (e Endpoint) key() string { return e.ID }

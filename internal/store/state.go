@@ -34,7 +34,7 @@ type entry[T record[T]] struct {
 // newEntry encodes v, and takes the value from the encoding: it shares nothing
 // with v, and what cannot be read back is an error now, not after a restart.
 func newEntry[T record[T]](v T) (*entry[T], error) {
-	raw, err := json.Marshal(v)
+	raw, err := marshal(v)
 	if err != nil {
 		return nil, err
 	}
@@ -49,6 +49,18 @@ func newEntry[T record[T]](v T) (*entry[T], error) {
 		return nil, fmt.Errorf("ID %q is not UTF-8", v.key())
 	}
 	return e, nil
+}
+
+// marshal is json.Marshal, but leaves <, > and & as they are: this is for files,
+// not for web pages.
+func marshal(v any) ([]byte, error) {
+	var b bytes.Buffer
+	enc := json.NewEncoder(&b)
+	enc.SetEscapeHTML(false)
+	if err := enc.Encode(v); err != nil {
+		return nil, err
+	}
+	return bytes.TrimSuffix(b.Bytes(), []byte("\n")), nil
 }
 
 // table is records by ascending ID. Its methods leave it as it is.
@@ -75,6 +87,16 @@ func (t table[T]) all() []T {
 	values := make([]T, len(t))
 	for i, e := range t {
 		values[i] = e.value.clone()
+	}
+	return values
+}
+
+// where returns copies of the records that match.
+func (t table[T]) where(match func(T) bool) (values []T) {
+	for _, e := range t {
+		if match(e.value) {
+			values = append(values, e.value.clone())
+		}
 	}
 	return values
 }
@@ -145,16 +167,18 @@ func newTable[T record[T]](values []T) (table[T], error) {
 	return t, nil
 }
 
-// body is the contents as JSON, a record a line. It is put together by hand
-// because encoding/json would check and compact every record again, which
-// takes ten times as long as everything else a write does but for the disk.
-func (s *state) body() ([]byte, error) {
+// body is the contents as JSON, a record a line, behind a header. It is put
+// together by hand because encoding/json would check and compact every record
+// again, which takes ten times as long as everything else a write does but for
+// the disk.
+func (s *state) body(header []byte) ([]byte, error) {
 	sysctls, err := json.Marshal(append([]Sysctl{}, s.sysctls...)) // [], not null
 	if err != nil {
 		return nil, fmt.Errorf("sysctls: %w", err)
 	}
 	var b bytes.Buffer
-	b.Grow(s.networks.size() + s.endpoints.size() + len(sysctls) + 64)
+	b.Grow(len(header) + s.networks.size() + s.endpoints.size() + len(sysctls) + 64)
+	b.Write(header)
 	b.WriteString(`{"networks":[`)
 	s.networks.writeTo(&b)
 	b.WriteString("],\n\"endpoints\":[")

@@ -126,6 +126,11 @@ func (s *Store) DeleteNetwork(id string) error {
 // Endpoints returns all endpoints, tombstones too, by ascending ID.
 func (s *Store) Endpoints() []Endpoint { return s.state.Load().endpoints.all() }
 
+// EndpointsOf returns the endpoints of a sandbox, by ID.
+func (s *Store) EndpointsOf(sandbox string) []Endpoint {
+	return s.state.Load().endpoints.where(func(e Endpoint) bool { return e.Sandbox == sandbox })
+}
+
 // Endpoint returns the endpoint id, and whether there is one.
 func (s *Store) Endpoint(id string) (Endpoint, bool) { return s.state.Load().endpoints.get(id) }
 

@@ -1,10 +1,6 @@
 package portmaptest
 
 import (
-	"net/netip"
-	"slices"
-	"strconv"
-	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -18,32 +14,9 @@ func Mappings(t testing.TB, notation ...string) []portmap.Mapping {
 	t.Helper()
 	ms := make([]portmap.Mapping, 0, len(notation))
 	for _, s := range notation {
-		host, container, _ := strings.Cut(s, "->")
-		container, proto, _ := strings.Cut(container, "/")
-		m := portmap.Mapping{Proto: portmap.TCP}
-		if i := slices.IndexFunc(portmap.Protos[:], func(p portmap.Proto) bool { return p.String() == proto }); i >= 0 {
-			m.Proto = portmap.Protos[i]
-		}
-		if i := strings.LastIndexByte(host, ':'); i >= 0 {
-			m.HostIP = netip.MustParseAddr(strings.Trim(host[:i], "[]"))
-			host = host[i+1:]
-		}
-		first, last, ranged := strings.Cut(host, "-")
-		if !ranged {
-			last = first
-		}
-		m.HostPort, m.HostPortEnd = port(t, first), port(t, last)
-		first, _, _ = strings.Cut(container, "-")
-		m.Port = port(t, first)
-		require.Equal(t, s, m.String(), "notation of a mapping")
+		m, err := portmap.ParseMapping(s)
+		require.NoError(t, err)
 		ms = append(ms, m)
 	}
 	return ms
-}
-
-func port(t testing.TB, s string) uint16 {
-	t.Helper()
-	n, err := strconv.ParseUint(s, 10, 16)
-	require.NoError(t, err)
-	return uint16(n)
 }
