@@ -39,6 +39,7 @@ type daemonConfig struct {
 	stateDir   string
 	mapper     choice
 	hooks      choice
+	ranges     choice
 	udpTimeout time.Duration
 	ipForward  bool
 	sysctlDir  string
@@ -48,6 +49,7 @@ func newDaemonCommand() *cobra.Command {
 	c := daemonConfig{
 		mapper: choice{"auto", []string{"auto", "nftables", "iptables"}},
 		hooks:  choice{hooksAuto, []string{hooksAuto, hooksOff}},
+		ranges: choice{rangesAuto, []string{rangesAuto, rangesSockets}},
 	}
 	logs := newLogFlags()
 	cmd := &cobra.Command{
@@ -67,6 +69,7 @@ func newDaemonCommand() *cobra.Command {
 	f.StringVar(&c.stateDir, "state-dir", defaultStateDir, "keep networks and endpoints here")
 	f.Var(&c.mapper, "mapper", "who writes the rules")
 	f.Var(&c.hooks, "hooks", "BPF hooks for this host's own IPv6 clients: where they can be attached, or never")
+	f.Var(&c.ranges, "ranges", "who holds long ranges of host ports: BPF programs where they can be attached, or a socket for each port")
 	f.DurationVar(&c.udpTimeout, "udp-timeout", 90*time.Second, "forget a UDP flow through the proxy after so long without a datagram")
 	f.BoolVar(&c.ipForward, "ip-forward", true, "turn forwarding on where it is off")
 	f.StringVar(&c.sysctlDir, "sysctl-dir", findSysctlDir(), "the host's /proc/sys/net")
@@ -133,6 +136,9 @@ func (c *daemonConfig) run(ctx context.Context, log *slog.Logger) (err error) {
 	if err := needNetAdmin(); err != nil {
 		return err
 	}
+	if err := confine(toLoad); err != nil {
+		return err
+	}
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(gcPercent)
 	}
@@ -163,8 +169,18 @@ func (c *daemonConfig) run(ctx context.Context, log *slog.Logger) (err error) {
 	steering := openHooks(c.hooks.value, log)
 	defer closing(&err, steering.Close)
 
+	ranges, err := openRanges(c.ranges.value, c.sysctlDir, st, log)
+	if err != nil {
+		return err
+	}
+	defer closing(&err, ranges.Close)
+
+	if err := confine(kept); err != nil {
+		return err
+	}
 	publisher := portmap.NewPublisher(portmap.PublisherConfig{
 		Mapper:    mapper,
+		Ranges:    ranges.forPublisher(),
 		Hooks:     steering.forPublisher(),
 		UDPIdle:   c.udpTimeout,
 		SysctlDir: c.sysctlDir,
@@ -181,24 +197,30 @@ func (c *daemonConfig) run(ctx context.Context, log *slog.Logger) (err error) {
 		IPForward: c.ipForward,
 		Log:       log,
 		Version:   version,
-		Info:      c.info(kind, reason, steering),
+		Info:      c.info(kind, reason, steering, ranges),
 	})
 	log.Info("portolan daemon", "version", version, "pid", os.Getpid(), "socket", c.socket, "state", c.stateDir,
 		"mapper", kind, "why", reason,
-		"hooks", steering.state(), "why-hooks", steering.reason, "files", openFileLimit())
+		"hooks", steering.state(), "why-hooks", steering.reason,
+		"ranges", ranges.state(), "why-ranges", ranges.reason, "files", openFileLimit())
 	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return server{ln, d.Handler(), finishWithin, log}.run(ctx) })
+	var well health
+	lost := func() { well.lose(losses(st, publisher)) }
+	group.Go(func() error {
+		return server{ln, timely(withHealth(d.Handler(), &well), bodyWithin), finishWithin, log}.run(ctx)
+	})
 	group.Go(func() error {
 		if err := d.Restore(); err != nil {
 			return fmt.Errorf("restore state: %w", err)
 		}
-		notifyReady(log)
+		lost()
+		well.ready(log)
 		for _, t := range []task{
 			periodic{"check rules", checkEvery, func() error { return check(mapper, log) }, log},
-			periodic{"retry lost ports", retryEvery, publisher.Retry, log},
+			periodic{"retry lost ports", retryEvery, func() error { defer lost(); return publisher.Retry() }, log},
 			periodic{"reap endpoints", reapEvery, func() error { return d.Reap(time.Now()) }, log},
 		} {
-			group.Go(func() error { return t.run(ctx) })
+			group.Go(func() error { return well.watch(t).run(ctx) })
 		}
 		return nil
 	})
@@ -228,7 +250,7 @@ func check(m portmap.Mapper, log *slog.Logger) error {
 func closing(err *error, step func() error) { *err = errors.Join(*err, step()) }
 
 // info is what `portolan version` shows beside the version.
-func (c *daemonConfig) info(kind, reason string, steering openedHooks) map[string]string {
+func (c *daemonConfig) info(kind, reason string, steering openedHooks, ranges openedRanges) map[string]string {
 	return map[string]string{
 		"pid":    strconv.Itoa(os.Getpid()),
 		"socket": c.socket,
@@ -238,5 +260,8 @@ func (c *daemonConfig) info(kind, reason string, steering openedHooks) map[strin
 
 		"hooks":       steering.state(),
 		"hooksReason": steering.reason,
+
+		"ranges":       ranges.state(),
+		"rangesReason": ranges.reason,
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -105,6 +106,8 @@ func parseProxyFlags(args []string, stderr io.Writer) (f proxyFlags, err error) 
 		return f, fmt.Errorf("unexpected argument %q", set.Arg(0))
 	case f.proto != "tcp" && f.proto != "udp" && f.proto != "sctp":
 		return f, fmt.Errorf("-proto %q: must be tcp, udp or sctp", f.proto)
+	case strings.ContainsAny(f.hostIP.Zone(), "[]"):
+		return f, fmt.Errorf("-host-ip %q: the zone is no interface", f.hostIP)
 	case !f.containerIP.IsValid():
 		return f, errors.New("-container-ip is missing")
 	case f.containerPort == 0 || f.containerPort > 65535:

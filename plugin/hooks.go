@@ -70,10 +70,11 @@ func features(info map[string]string) (lines []string) {
 	if info["hooks"] == "on" {
 		add("IPv6 of this host, [::1] included", "BPF hooks", info["hooksReason"])
 		add("whom the hooks leave alone, broadcast", "proxy", "always")
-		return lines
+	} else {
+		add("IPv6 of this host", kernel+", proxy", "the proxy where the container has IPv4 alone")
+		add("[::1]", "proxy", "no BPF hooks: "+info["hooksReason"])
+		add("broadcast", "proxy", "always")
 	}
-	add("IPv6 of this host", kernel+", proxy", "the proxy where the container has IPv4 alone")
-	add("[::1]", "proxy", "no BPF hooks: "+info["hooksReason"])
-	add("broadcast", "proxy", "always")
+	add(fmt.Sprintf("ranges of %d ports and more are held by", portmap.BlockMin), info["ranges"], info["rangesReason"])
 	return lines
 }

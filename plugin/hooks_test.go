@@ -11,18 +11,21 @@ import (
 )
 
 func TestFeatures(t *testing.T) {
-	info := map[string]string{"mapper": "nftables", "reason": "the kernel has nftables", "hooks": "on", "hooksReason": "attached to cgroup /sys/fs/cgroup"}
+	info := map[string]string{"mapper": "nftables", "reason": "the kernel has nftables", "hooks": "on", "hooksReason": "attached to cgroup /sys/fs/cgroup", "ranges": "sk_lookup", "rangesReason": "attached to cgroup /sys/fs/cgroup"}
 	assert.Equal(t, []string{
 		"other hosts, containers, IPv4 of this host   nftables     the kernel has nftables",
 		"IPv6 of this host, [::1] included            BPF hooks    attached to cgroup /sys/fs/cgroup",
 		"whom the hooks leave alone, broadcast        proxy        always",
+		"ranges of 1024 ports and more are held by    sk_lookup    attached to cgroup /sys/fs/cgroup",
 	}, features(info))
 	info["hooks"], info["hooksReason"] = "off", "--hooks off"
+	info["ranges"], info["rangesReason"] = "sockets", "--ranges sockets"
 	assert.Equal(t, []string{
 		"other hosts, containers, IPv4 of this host   nftables     the kernel has nftables",
 		"IPv6 of this host                            nftables, proxy the proxy where the container has IPv4 alone",
 		"[::1]                                        proxy        no BPF hooks: --hooks off",
 		"broadcast                                    proxy        always",
+		"ranges of 1024 ports and more are held by    sockets      --ranges sockets",
 	}, features(info))
 }
 

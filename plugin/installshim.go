@@ -12,6 +12,8 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 
@@ -158,7 +160,7 @@ func (i *installer) remove(ctx context.Context) error {
 // check refuses paths that mean something else in a unit.
 func (i *installer) check() error {
 	for flag, path := range map[string]string{"listen": i.listen, "engine": i.engine} {
-		if !filepath.IsAbs(path) || strings.ContainsAny(path, " \t\n\"'\\%$;") {
+		if !filepath.IsAbs(path) || !plainInUnit(path) {
 			return usageError{fmt.Errorf("--%s %q: in a unit it must be an absolute path without spaces and quotes", flag, path)}
 		}
 	}
@@ -166,6 +168,13 @@ func (i *installer) check() error {
 		return usageError{sameSocketError(i.listen)}
 	}
 	return nil
+}
+
+// plainInUnit says whether a path means itself in a unit (systemd.syntax(7)),
+// and is one word of a command line there.
+func plainInUnit(path string) bool {
+	return utf8.ValidString(path) && !strings.ContainsAny(path, "\"'\\%$;") &&
+		!strings.ContainsFunc(path, func(r rune) bool { return unicode.IsSpace(r) || !unicode.IsPrint(r) })
 }
 
 // installedSocket is the socket unit that is there, and the path in it.
@@ -211,7 +220,7 @@ var hidden = []string{"/home/", "/root/", "/run/user/", "/tmp/", "/var/tmp/"}
 
 // service is the unit of dist, for this program and these flags.
 func (i *installer) service(program string) (string, error) {
-	if strings.ContainsAny(program, " \t\n\"'\\%$;") {
+	if !plainInUnit(program) {
 		return "", fmt.Errorf("this program is %q, which cannot stand in a unit; install it as /usr/local/bin/portolan", program)
 	}
 	for _, dir := range hidden {

@@ -10,6 +10,7 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"kernel.org/pub/linux/libs/security/libcap/cap"
 
 	"github.com/portolan/portolan/internal/netnstest"
 )
@@ -20,6 +21,10 @@ func TestMain(m *testing.M) {
 	if filepath.Base(os.Args[0]) == proxyName {
 		os.Exit(runProxy(context.Background(), os.Args[1:], os.Stdout, os.Stderr))
 	}
+	if filepath.Base(os.Args[0]) == programName {
+		os.Exit(run(context.Background(), os.Args[1:], os.Stdout, os.Stderr))
+	}
+	confine = func([]cap.Value) error { return nil } // these tests make namespaces
 	netnstest.Main(m)
 }
 
@@ -103,11 +108,11 @@ func TestFlagsFromTheEnvironment(t *testing.T) {
 		want map[string]string
 	}{
 		{"the defaults", nil, nil, map[string]string{
-			"socket": "/run/docker/plugins/portolan.sock", "state-dir": "/var/lib/portolan", "mapper": "auto", "hooks": "auto",
+			"socket": "/run/docker/plugins/portolan.sock", "state-dir": "/var/lib/portolan", "mapper": "auto", "hooks": "auto", "ranges": "auto",
 			"udp-timeout": "1m30s", "ip-forward": "true", "sysctl-dir": "/proc/sys/net", "log-level": "info", "log-format": "text"}},
 		{"the environment sets what the command line leaves out", nil,
-			map[string]string{"PORTOLAN_MAPPER": "iptables", "PORTOLAN_HOOKS": "off", "PORTOLAN_UDP_TIMEOUT": "2m", "PORTOLAN_IP_FORWARD": "false", "PORTOLAN_STATE_DIR": "/srv/p"},
-			map[string]string{"mapper": "iptables", "hooks": "off", "udp-timeout": "2m0s", "ip-forward": "false", "state-dir": "/srv/p"}},
+			map[string]string{"PORTOLAN_MAPPER": "iptables", "PORTOLAN_HOOKS": "off", "PORTOLAN_RANGES": "sockets", "PORTOLAN_UDP_TIMEOUT": "2m", "PORTOLAN_IP_FORWARD": "false", "PORTOLAN_STATE_DIR": "/srv/p"},
+			map[string]string{"mapper": "iptables", "hooks": "off", "ranges": "sockets", "udp-timeout": "2m0s", "ip-forward": "false", "state-dir": "/srv/p"}},
 		{"the command line wins", []string{"--mapper", "nftables"},
 			map[string]string{"PORTOLAN_MAPPER": "iptables", "PORTOLAN_LOG_LEVEL": "debug"},
 			map[string]string{"mapper": "nftables", "log-level": "debug"}},

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -52,6 +53,39 @@ func (p periodic) run(ctx context.Context) error {
 // finishWithin is how long calls that are being served may take when the daemon
 // stops. The engine gives a plugin 10 seconds before it kills it.
 const finishWithin = 3 * time.Second
+
+// bodyWithin is how long a client of the daemon may take to send a request. An
+// engine sends all ports of two protocols, 14 MB, within a second.
+const bodyWithin = 30 * time.Second
+
+// timely ends the wait for a client that does not send what it has announced.
+// (The server's own ReadTimeout counts from the start of a connection, which some
+// clients make long before they need it.)
+func timely(next http.Handler, within time.Duration) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.ContentLength != 0 {
+			conn := http.NewResponseController(w)
+			if err := conn.SetReadDeadline(time.Now().Add(within)); err == nil {
+				r.Body = &timelyBody{r.Body, conn}
+			}
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+// timelyBody takes the limit away at its end: the connection has other requests.
+type timelyBody struct {
+	io.ReadCloser
+	conn *http.ResponseController
+}
+
+func (b *timelyBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	if errors.Is(err, io.EOF) {
+		_ = b.conn.SetReadDeadline(time.Time{})
+	}
+	return n, err
+}
 
 // server serves the driver's calls on a listener, which it closes.
 type server struct {

@@ -44,13 +44,19 @@ func (d doc) endpoints(settings span, all map[string]Endpoint) (ours []Endpoint)
 
 // appendPorts appends the ports of an endpoint, unsorted.
 func appendPorts(ports []port, ep Endpoint) []port {
-	n := len(ep.Exposed)
+	n := 0
+	for _, e := range ep.Exposed {
+		n += e.Len()
+	}
 	for _, m := range ep.Mappings {
 		n += 2 * m.Len()
 	}
 	ports = slices.Grow(ports, n)
 	for _, e := range ep.Exposed {
-		ports = append(ports, port{private: e.Port, proto: e.Proto.String()})
+		proto := e.Proto.String()
+		for one := range e.All() {
+			ports = append(ports, port{private: one.Port, proto: proto})
+		}
 	}
 	for _, m := range ep.Mappings {
 		proto := m.Proto.String()
