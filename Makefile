@@ -17,12 +17,13 @@ unexport GOARCH
 ENGINE ?=
 export ENGINE
 
-LINTER := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.5.0
+LINTER    := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.5.0
+VULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.9.0
 
-NETNS := ./bench/load/... ./driver/... ./plugin/... ./portmap/... ./proxy/... ./internal/hooks/...
+NETNS := ./bench/load/... ./driver/... ./plugin/... ./portmap/... ./proxy/... ./internal/hooks/... ./internal/sklookup/...
 E2E   := ./internal/enginetest/... ./e2e/...
 # Everything else.
-UNIT = $(shell go list ./... | grep -vE '/(bench/load|driver|plugin|portmap|proxy|internal/enginetest|internal/hooks|e2e)(/|$$)')
+UNIT = $(shell go list ./... | grep -vE '/(bench/load|driver|plugin|portmap|proxy|internal/enginetest|internal/hooks|internal/sklookup|e2e)(/|$$)')
 
 .PHONY: help
 help: ## list the targets
@@ -34,7 +35,7 @@ build: ## bin/portolan, static, and bin/portolan-proxy, a link to it
 	ln -sf portolan bin/portolan-proxy
 
 .PHONY: test
-test: unit netns e2e ## everything; installs what it needs on Debian and Ubuntu
+test: unit netns fuzz e2e ## everything; installs what it needs on Debian and Ubuntu
 
 .PHONY: deps
 deps: ## the tools that tests and demo need, and a running engine
@@ -48,11 +49,19 @@ engine:
 unit: deps ## tests that need no privilege
 	go vet ./...
 	go test -race $(UNIT)
+	go test -C bench/plot ./...
 
 .PHONY: netns
 netns: deps ## tests in network namespaces of their own (root)
 	go test -race $(NETNS)
 	PORTOLAN_HOOKS=off go test -race -count=1 -run 'Served|Client|Healthy|Nothing' ./portmap
+
+# A longer run: make fuzz FUZZ='10m driver'
+FUZZ ?= 5s
+
+.PHONY: fuzz
+fuzz: deps ## every decoder with bad input, 5 seconds each (root)
+	./scripts/fuzz.sh $(FUZZ)
 
 .PHONY: e2e
 e2e: deps plugin ## tests against private engines (root); ENGINE=/dir has their dockerd
@@ -67,17 +76,19 @@ compose: deps ## docker compose and buildx by the shim; builds both, minutes the
 systemd: ## the service, the shim and its recipe under a real systemd (root)
 	./scripts/systemd.sh
 
+# Not part of test: both are built first, and the second asks the network.
 .PHONY: lint
-lint: ## golangci-lint, pinned, built from source
+lint: ## golangci-lint (gosec too) and govulncheck, pinned, built from source
 	GOBIN='$(CURDIR)/build/tools' go install $(LINTER)
 	build/tools/golangci-lint run ./...
+	./scripts/vulncheck.sh $(VULNCHECK)
 
 .PHONY: generate
 generate: ## compile the BPF programs again (clang, llvm and libbpf-dev of Debian 12)
-	go generate ./internal/hooks
+	go generate ./internal/hooks ./internal/sklookup
 
 .PHONY: bench
-bench: deps build ## start, memory and speed beside Docker's own bridge; ONLY=localhost: a part
+bench: deps build ## start, memory and speed beside the peers; ONLY=ports: a section
 	@./scripts/deps.sh bench
 	./scripts/bench.sh $(if $(ONLY),-only $(ONLY))
 

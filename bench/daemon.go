@@ -13,28 +13,30 @@ import (
 	"github.com/portolan/portolan/internal/enginetest"
 )
 
-// daemon is a Portolan daemon beside an engine, as systemd would run it.
+// daemon is a Portolan daemon as systemd would run it, in a namespace.
 type daemon struct {
 	driver  string
 	socket  string
 	mapper  string
 	program string
-	engine  *enginetest.Engine
+	in      enginetest.Namespace
+	state   string // folder
 	log     string // path
 	process *enginetest.Process
 }
 
-func (l *lab) startDaemon(s *session, e *enginetest.Engine, mapper string) (*daemon, error) {
+// startDaemon starts a daemon, which ends with the session. dir is for its log.
+func (c config) startDaemon(s *session, in enginetest.Namespace, mapper, dir, state string) (*daemon, error) {
 	d := &daemon{
-		mapper: mapper, engine: e,
-		program: filepath.Join(l.config.bin, "portolan"),
-		log:     filepath.Join(e.Dir, "portolan.log"),
+		mapper: mapper, in: in, state: state,
+		program: filepath.Join(c.bin, "portolan"),
+		log:     filepath.Join(dir, "portolan.log"),
 	}
 	d.driver, d.socket = socketFor("portolan")
 	s.Cleanup(func() {
 		if d.process != nil {
-			if s.Failed() && l.ctx.Err() == nil {
-				l.log("the daemon said last:\n%s", d.process.Tail(20))
+			if s.Failed() {
+				s.Logf("the daemon said last:\n%s", d.process.Tail(20))
 			}
 			_ = d.stop()
 		}
@@ -46,8 +48,8 @@ func (l *lab) startDaemon(s *session, e *enginetest.Engine, mapper string) (*dae
 // start starts the process. It logs its calls, a line each, whence callTimes.
 func (d *daemon) start() error {
 	var err error
-	d.process, err = enginetest.Start("portolan", d.log, d.engine.Command(d.program, "daemon",
-		"--socket", d.socket, "--state-dir", filepath.Join(d.engine.Dir, "portolan"), "--mapper", d.mapper,
+	d.process, err = enginetest.Start("portolan", d.log, d.in.Command(d.program, "daemon",
+		"--socket", d.socket, "--state-dir", d.state, "--mapper", d.mapper,
 		"--log-level", "debug", "--log-format", "json"))
 	if err != nil {
 		return err

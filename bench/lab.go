@@ -33,15 +33,15 @@ type subject struct {
 	daemon  *daemon // nil unless it is Portolan's
 }
 
-// lab is the engines and all that runs beside them. There are two, because a
-// network namespace has one Portolan daemon, which has one mapper.
+// lab is engines and all that runs beside them. There may be several, because a
+// network namespace has one Portolan daemon, which has one mapper, and an engine
+// runs proxies or none.
 type lab struct {
 	ctx      context.Context
 	config   config
 	log      func(format string, args ...any)
-	subjects []*subject
-	version  string // of the engine
-	runs     int    // containers so far
+	subjects []*subject // by their places; nil where nobody asked for it
+	runs     int        // containers so far
 }
 
 // The subjects' places in lab.subjects.
@@ -50,51 +50,74 @@ const (
 	iptables
 	floorPlugin
 	builtin
+	noProxy
 	docker0
+	places // how many there are
 )
 
-func newLab(ctx context.Context, s *session, c config) (*lab, error) {
-	l := &lab{ctx: ctx, config: c, log: s.Logf}
-	first, err := l.startEngine(s)
-	if err != nil {
-		return nil, err
-	}
-	second, err := l.startEngine(s)
-	if err != nil {
-		return nil, err
-	}
-	l.subjects = []*subject{
-		nftables:    {name: "Portolan, nftables", network: "portolan", engine: first},
-		iptables:    {name: "Portolan, iptables", network: "portolan", engine: second},
-		floorPlugin: {name: "floor", network: "floor", engine: first, floor: true},
-		builtin:     {name: "built-in bridge", network: "builtin", engine: first, proxies: true},
-		docker0:     {name: "built-in, default network", network: "bridge", engine: first, proxies: true},
-	}
-	if l.version, err = l.docker(first, "version", "--format", "{{.Server.Version}}"); err != nil {
-		return nil, err
-	}
-	for i, mapper := range map[int]string{nftables: "nftables", iptables: "iptables"} {
-		sub := l.subjects[i]
-		if sub.daemon, err = l.startDaemon(s, sub.engine, mapper); err != nil {
-			return nil, err
+// newLab starts what the subjects at these places need.
+func newLab(ctx context.Context, s *session, c config, wanted ...int) (*lab, error) {
+	l := &lab{ctx: ctx, config: c, log: s.Logf, subjects: make([]*subject, places)}
+	engines := map[int]*enginetest.Engine{}
+	for _, place := range wanted {
+		sub := newSubject(place)
+		l.subjects[place] = sub
+		key, flags := 0, []string(nil) // most share an engine
+		switch place {
+		case iptables:
+			key = iptables
+		case noProxy:
+			key, flags = noProxy, []string{"--userland-proxy=false"}
 		}
-		if _, err := l.docker(sub.engine, "network", "create", "-d", sub.daemon.driver, sub.network); err != nil {
+		if engines[key] == nil {
+			e, err := l.startEngine(s, flags...)
+			if err != nil {
+				return nil, err
+			}
+			engines[key] = e
+		}
+		sub.engine = engines[key]
+		if err := l.startDriver(s, sub, place); err != nil {
 			return nil, err
 		}
 	}
-	driver, err := l.startFloor(s, first)
-	if err != nil {
-		return nil, err
-	}
-	if _, err := l.docker(first, "network", "create", "-d", driver, "floor"); err != nil {
-		return nil, err
-	}
-	_, err = l.docker(first, "network", "create", "-d", "bridge", "builtin")
-	return l, err
+	return l, nil
 }
 
-func (l *lab) startEngine(s *session) (*enginetest.Engine, error) {
-	e := enginetest.New(s, enginetest.Options{})
+func newSubject(place int) *subject {
+	return [places]*subject{
+		nftables:    {name: "Portolan, nftables", network: "portolan"},
+		iptables:    {name: "Portolan, iptables", network: "portolan"},
+		floorPlugin: {name: "floor", network: "floor", floor: true},
+		builtin:     {name: "built-in bridge", network: "builtin", proxies: true},
+		noProxy:     {name: "built-in bridge, no proxy", network: "builtin"},
+		docker0:     {name: "built-in, default network", network: "bridge", proxies: true},
+	}[place]
+}
+
+// startDriver starts what drives a subject's network, and makes that.
+func (l *lab) startDriver(s *session, sub *subject, place int) (err error) {
+	driver, e := "bridge", sub.engine
+	switch place {
+	case docker0:
+		return nil // dockerd makes it
+	case floorPlugin:
+		if driver, err = l.startFloor(s, e); err != nil {
+			return err
+		}
+	case nftables, iptables:
+		mapper := map[int]string{nftables: "nftables", iptables: "iptables"}[place]
+		if sub.daemon, err = l.config.startDaemon(s, e.Host, mapper, e.Dir, filepath.Join(e.Dir, "portolan")); err != nil {
+			return err
+		}
+		driver = sub.daemon.driver
+	}
+	_, err = l.docker(e, "network", "create", "-d", driver, sub.network)
+	return err
+}
+
+func (l *lab) startEngine(s *session, flags ...string) (*enginetest.Engine, error) {
+	e := enginetest.New(s, enginetest.Options{Args: flags})
 	// A session that ended before its time has no patience for the orderly end
 	// of thousands of processes; those that the engine started die with it.
 	s.Cleanup(func() {

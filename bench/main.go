@@ -50,9 +50,6 @@ type config struct {
 	limit time.Duration // the longest that one docker command may take
 }
 
-// sections are the parts of a session.
-var sections = []string{"ports", "localhost", "shim", "packages"}
-
 func (c config) wants(section string) bool { return c.only == "" || c.only == section }
 
 func bench(ctx context.Context, args []string) error {
@@ -62,44 +59,25 @@ func bench(ctx context.Context, args []string) error {
 	}
 	c := config{limit: 5 * time.Minute}
 	f := flag.NewFlagSet("bench", flag.ContinueOnError)
-	f.StringVar(&c.bin, "bin", filepath.Dir(self), "folder of the programs portolan and demo")
-	f.StringVar(&c.out, "o", "", "write the tables between the markers of this file, too; with -only those of that section")
-	f.BoolVar(&c.quick, "quick", false, "leave out 1,000 ports of the built-in driver, which take two minutes and gigabytes of memory")
-	f.StringVar(&c.only, "only", "", "one of "+strings.Join(sections, ", ")+"; all without it")
+	f.StringVar(&c.bin, "bin", filepath.Dir(self), "folder of the programs portolan, demo and plot")
+	f.StringVar(&c.out, "o", "", "write each section between its markers of this file, too, and the charts into the folder "+chartDir+" beside it")
+	f.BoolVar(&c.quick, "quick", false, "leave out 1,000 ports of the built-in driver, which take minutes and gigabytes of memory, and measure what is sustained for 10 seconds")
+	f.StringVar(&c.only, "only", "", "one of "+strings.Join(partNames(), ", ")+"; all without it")
 	if err := f.Parse(args); err != nil {
 		return err
 	}
-	if c.only != "" && !slices.Contains(sections, c.only) {
-		return fmt.Errorf("-only %s: must be one of %s", c.only, strings.Join(sections, ", "))
+	if c.only != "" && !slices.Contains(partNames(), c.only) {
+		return fmt.Errorf("-only %s: must be one of %s", c.only, strings.Join(partNames(), ", "))
 	}
-	if c.out != "" { // not after six minutes
-		if _, err := replaceBetween(c.out, c.only, ""); err != nil {
-			return err
+	if c.out != "" { // not after half an hour
+		for _, name := range partNames() {
+			if _, err := replaceBetween(c.out, name, ""); c.wants(name) && err != nil {
+				return err
+			}
 		}
 	}
-	m, err := describeMachine()
-	if err != nil {
+	if err := ownPath(); err != nil {
 		return err
 	}
-	r := report{machine: m, started: time.Now()}
-	s := &session{}
-	if err := s.run(ctx, func() error { return r.measure(ctx, s, c) }); err != nil {
-		return err
-	}
-	if c.wants("packages") {
-		if r.micro, err = microbenchmarks(ctx); err != nil {
-			return err
-		}
-	}
-	r.ended, r.loadAfter = time.Now(), loadAverage()
-	text := r.markdown()
-	fmt.Print(text)
-	if c.out == "" {
-		return nil
-	}
-	whole, err := replaceBetween(c.out, c.only, text)
-	if err != nil {
-		return err
-	}
-	return os.WriteFile(c.out, whole, 0o644)
+	return runParts(ctx, c)
 }

@@ -7,18 +7,15 @@ import (
 )
 
 // markers are the lines of a Markdown file between which everything comes from
-// this program: from all of it, or from one section.
-func markers(only string) (begin, end string) {
-	if only != "" {
-		only = " " + only
-	}
-	return "<!-- bench" + only + ": begin -->\n", "<!-- bench" + only + ": end -->\n"
+// one part of this program.
+func markers(part string) (begin, end string) {
+	return "<!-- bench " + part + ": begin -->\n", "<!-- bench " + part + ": end -->\n"
 }
 
-// replaceBetween is the file with text between a section's markers. It does not
+// replaceBetween is the file with text between a part's markers. It does not
 // write.
-func replaceBetween(path, only, text string) ([]byte, error) {
-	markerBegin, markerEnd := markers(only)
+func replaceBetween(path, part, text string) ([]byte, error) {
+	markerBegin, markerEnd := markers(part)
 	whole, err := os.ReadFile(path)
 	if err != nil {
 		return nil, err

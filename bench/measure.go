@@ -16,105 +16,88 @@ type sample struct {
 	start, remove time.Duration
 	processes     processes // added, while it ran
 	taken         int64     // memory of the host, in bytes; noise may make it negative
+	kernel        int64     // of that the kernel's slabs
 	daemon        memory    // of Portolan's daemon while the container ran
 	removed       memory    // and after it was removed
 }
 
-// row is all samples of one number of ports.
+// row is all samples of one set of ports.
 type row struct {
-	ports   int
+	set     portSet
 	samples map[*subject][]sample
+	failed  map[*subject]string        // why there are no more
 	idle    memory                     // of the nftables daemon, before the first container
 	calls   map[string][]time.Duration // within it, by method
 }
 
-// rounds says how often a number of ports is measured: where it takes long, less
+// rounds says how often a set of ports is measured: where it takes long, less
 // often.
 type rounds struct {
-	ports int
+	set   portSet
 	times map[int]int // by place in lab.subjects
 }
 
-// pairs is how often one port is measured: goals are about its median.
+// pairs is how often none and one port are measured: goals are about the median.
 const pairs = 15
 
 // memoryOf1000 is what 2,000 docker-proxies must find available, in bytes.
 const memoryOf1000 = 6 << 30
 
 func plan(quick bool, available int64) []rounds {
-	slow := 1
-	if quick || available < memoryOf1000 {
+	slow, proxies := 1, 1
+	if quick {
 		slow = 0
 	}
+	if quick || available < memoryOf1000 {
+		proxies = 0
+	}
 	return []rounds{
-		{1, map[int]int{nftables: pairs, iptables: 5, floorPlugin: pairs, builtin: pairs, docker0: pairs}},
-		{100, map[int]int{nftables: 5, iptables: 5, floorPlugin: 5, builtin: 2}},
-		{1000, map[int]int{nftables: 7, iptables: 5, floorPlugin: 7, builtin: slow}},
-		// Never the built-in driver: 20,000 processes, tens of gigabytes.
-		{10000, map[int]int{nftables: 5, iptables: 3, floorPlugin: 5}},
+		{noPorts, map[int]int{nftables: pairs, floorPlugin: pairs, builtin: pairs}},
+		{udpPorts(1), map[int]int{nftables: pairs, iptables: 5, floorPlugin: pairs, builtin: pairs, noProxy: 5, docker0: pairs}},
+		{udpPorts(100), map[int]int{nftables: 5, iptables: 5, floorPlugin: 5, builtin: 2, noProxy: 2}},
+		{udpPorts(1000), map[int]int{nftables: 7, iptables: 5, floorPlugin: 7, builtin: proxies, noProxy: slow}},
+		// Never the built-in driver: 20,000 processes, tens of gigabytes; or an hour.
+		{udpPorts(10000), map[int]int{nftables: 5, iptables: 3, floorPlugin: 5}},
+		{coturnPorts, map[int]int{nftables: 5, floorPlugin: 5}},
+		{allPorts, map[int]int{nftables: 3, floorPlugin: 3}},
 	}
 }
 
-// measure fills the report.
-func (r *report) measure(ctx context.Context, s *session, c config) error {
-	l, err := newLab(ctx, s, c)
+// measurePorts runs and removes containers that publish ever more ports.
+func measurePorts(ctx context.Context, s *session, c config) (figures, error) {
+	l, err := newLab(ctx, s, c, nftables, iptables, floorPlugin, builtin, noProxy, docker0)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	r.subjects, r.engine = l.subjects, l.version
-	r.portolan = programVersion(filepath.Join(c.bin, "portolan"), "version")
 	for _, sub := range l.subjects { // what is done only once is not measured
-		if _, err := l.sample(sub, 1, false); err != nil {
-			return err
+		if _, err := l.sample(sub, udpPorts(1), false); err != nil {
+			return nil, err
 		}
 	}
-	if c.wants("ports") {
-		if err := r.measurePorts(l); err != nil {
-			return err
-		}
-	}
-	if c.wants("localhost") {
-		if err := link(c.bin); err != nil {
-			return err
-		}
-		if r.paths, err = l.traffic(s); err != nil {
-			return fmt.Errorf("measure traffic: %w", err)
-		}
-	}
-	if c.wants("shim") {
-		figures, err := l.measureShim(s)
-		if err != nil {
-			return fmt.Errorf("measure the shim: %w", err)
-		}
-		r.shim = &figures
-	}
-	return nil
-}
-
-// measurePorts fills the rows.
-func (r *report) measurePorts(l *lab) (err error) {
-	if r.conntrack, err = measureConntrack(l.subjects[nftables].engine.Host); err != nil {
-		return err
+	f := &portFigures{subjects: l.subjects}
+	if f.conntrack, err = measureConntrack(l.subjects[nftables].engine.Host); err != nil {
+		return nil, err
 	}
 	free, err := available()
 	if err != nil {
-		return err
+		return nil, err
 	}
-	for _, p := range plan(l.config.quick, free) {
+	for _, p := range plan(c.quick, free) {
 		row, err := l.measureRow(p)
 		if err != nil {
-			return fmt.Errorf("measure %d ports: %w", p.ports, err)
+			return nil, fmt.Errorf("measure %s ports: %w", p.set.name, err)
 		}
-		r.rows = append(r.rows, row)
+		f.rows = append(f.rows, row)
 	}
-	return nil
+	return f, nil
 }
 
 // measureRow lets the subjects take turns, in another order each time: what one
 // leaves behind for the kernel to clean up slows down the next. Daemons are new,
-// so that no row shows in the memory of the next.
+// so that no row shows in the memory of the next. A subject that fails is out,
+// but for the floor, without which nothing can be said.
 func (l *lab) measureRow(p rounds) (row, error) {
-	r := row{ports: p.ports, samples: map[*subject][]sample{}}
+	r := row{set: p.set, samples: map[*subject][]sample{}, failed: map[*subject]string{}}
 	for _, sub := range l.subjects {
 		if sub.daemon != nil {
 			if err := sub.daemon.restart(); err != nil {
@@ -130,18 +113,23 @@ func (l *lab) measureRow(p rounds) (row, error) {
 	if r.idle, err = memoryOf(d.process.PID()); err != nil {
 		return r, err
 	}
-	shuffle := rand.New(rand.NewPCG(uint64(p.ports), 0)) // the same in every session
+	shuffle := rand.New(rand.NewPCG(uint64(p.set.count), 0)) // the same in every session
 	for round := range maxOf(p.times) {
 		for _, place := range shuffle.Perm(len(l.subjects)) {
-			if round >= p.times[place] {
+			sub := l.subjects[place]
+			if round >= p.times[place] || r.failed[sub] != "" {
 				continue
 			}
-			sub := l.subjects[place]
-			one, err := l.sample(sub, p.ports, round == 0)
-			if err != nil {
+			one, err := l.sample(sub, p.set, round == 0)
+			if l.ctx.Err() != nil || (err != nil && sub.floor) {
 				return r, err
 			}
-			l.log("%5d ports, %s: %s to start, %s to remove", p.ports, sub.name, millis(one.start), millis(one.remove))
+			if err != nil {
+				l.log("%s ports, %s: %v", p.set.name, sub.name, reason(err))
+				r.failed[sub] = reason(err)
+				continue
+			}
+			l.log("%s ports, %s: %s to start, %s to remove", p.set.name, sub.name, millis(one.start), millis(one.remove))
 			r.samples[sub] = append(r.samples[sub], one)
 		}
 	}
@@ -149,30 +137,35 @@ func (l *lab) measureRow(p rounds) (row, error) {
 	return r, err
 }
 
-// sample runs and removes a container that publishes ports. With ask, the last
-// port must answer meanwhile: what does not work has no speed.
-func (l *lab) sample(sub *subject, ports int, ask bool) (s sample, err error) {
+// sample runs and removes a container that publishes ports. With ask, one of
+// them must answer meanwhile: what does not work has no speed. Where anything
+// fails, no container is left.
+func (l *lab) sample(sub *subject, ports portSet, ask bool) (s sample, err error) {
+	l.runs++
+	name := fmt.Sprintf("c%d", l.runs)
+	defer func() {
+		if err != nil && l.ctx.Err() == nil {
+			_, _ = l.docker(sub.engine, "rm", "-f", name) // there may be none
+		}
+	}()
 	namespace := sub.engine.Host.Path()
 	before, err := lookAt(namespace)
 	if err != nil {
 		return s, err
 	}
-	free, err := available()
+	free, slab, err := hostMemory()
 	if err != nil {
 		return s, err
 	}
-	l.runs++
-	name := fmt.Sprintf("c%d", l.runs)
-	last := firstPort + ports - 1
+	args := append([]string{"run", "-d", "--name", name, "--network", sub.network}, ports.arguments()...)
+	args = append(args, image, "echo", "-udp", strconv.Itoa(max(ports.last, 1)))
 	started := time.Now()
-	_, err = l.docker(sub.engine, "run", "-d", "--name", name, "--network", sub.network,
-		"-p", portRange(ports), image, "echo", "-udp", strconv.Itoa(last))
-	if err != nil {
+	if _, err := l.docker(sub.engine, args...); err != nil {
 		return s, err
 	}
 	s.start = time.Since(started)
 
-	left, err := available()
+	left, more, err := hostMemory()
 	if err != nil {
 		return s, err
 	}
@@ -180,15 +173,15 @@ func (l *lab) sample(sub *subject, ports int, ask bool) (s sample, err error) {
 	if err != nil {
 		return s, err
 	}
-	s.taken = free - left
-	s.processes = processes{after.count - before.count, after.proxies - before.proxies, after.rss - before.rss}
+	s.taken, s.kernel = free-left, more-slab
+	s.processes = processes{after.count - before.count, after.proxies - before.proxies, after.memory - before.memory}
 	if sub.daemon != nil {
 		if s.daemon, err = memoryOf(sub.daemon.process.PID()); err != nil {
 			return s, err
 		}
 	}
-	if ask && !sub.floor {
-		if err := l.ask(sub, last); err != nil {
+	if ask && !sub.floor && ports.last > 0 {
+		if err := l.ask(sub, ports.last); err != nil {
 			return s, err
 		}
 	}
@@ -212,14 +205,6 @@ func (l *lab) ask(sub *subject, port int) error {
 		_, err := sub.engine.Exec(demo, "send", "-timeout", "1s", "udp", fmt.Sprintf("127.0.0.1:%d", port))
 		return err
 	})
-}
-
-// portRange is the argument of docker run -p.
-func portRange(n int) string {
-	if n == 1 {
-		return fmt.Sprintf("%d:%[1]d/udp", firstPort)
-	}
-	return fmt.Sprintf("%d-%d:%[1]d-%[2]d/udp", firstPort, firstPort+n-1)
 }
 
 func maxOf(times map[int]int) int {

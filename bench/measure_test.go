@@ -3,12 +3,14 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/docker/go-connections/nat"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 )
@@ -46,27 +48,56 @@ func TestFigures(t *testing.T) {
 	assert.Equal(t, "-199", grouped(-199))
 }
 
-func TestPortRange(t *testing.T) {
-	assert.Equal(t, "10000:10000/udp", portRange(1))
-	assert.Equal(t, "10000-10999:10000-10999/udp", portRange(1000))
+func TestPortSets(t *testing.T) {
+	assert.Equal(t, []string{"-p", "10000:10000/udp"}, udpPorts(1).arguments())
+	assert.Equal(t, []string{"-p", "10000-10999:10000-10999/udp"}, udpPorts(1000).arguments())
+	assert.Equal(t, 10999, udpPorts(1000).last)
+	assert.Empty(t, noPorts.arguments())
+}
+
+// What is said of a set of ports is what docker run is told.
+func TestPortSetsCount(t *testing.T) {
+	for _, set := range []portSet{noPorts, udpPorts(1), udpPorts(100), coturnPorts, allPorts} {
+		assert.Equal(t, set.count, portsIn(t, set.specs), set.name)
+	}
+	for _, n := range []int{0, 1, 999, 9999, 60000, 65533} {
+		specs := otherPorts(n, networkPort)
+		assert.Equal(t, n, portsIn(t, specs), specs)
+		for _, spec := range specs {
+			var from, to int
+			_, err := fmt.Sscanf(spec, "%d-%d:", &from, &to)
+			require.NoError(t, err)
+			assert.False(t, from <= networkPort+1 && networkPort <= to, "%s has the port that is asked", spec)
+		}
+	}
+}
+
+func portsIn(t *testing.T, specs []string) (n int) {
+	for _, spec := range specs {
+		mappings, err := nat.ParsePortSpec(spec)
+		require.NoError(t, err)
+		n += len(mappings)
+	}
+	return n
 }
 
 func TestPlan(t *testing.T) {
-	thousand := func(quick bool, free int64) int {
+	thousand := func(quick bool, free int64) [2]int {
 		for _, p := range plan(quick, free) {
-			if p.ports == 1000 {
-				return p.times[builtin]
-			}
-			if p.ports == 1 {
+			assert.Equal(t, p.times[nftables], p.times[floorPlugin], "pairs are of one round")
+			if p.set.count <= 1 {
 				assert.Equal(t, pairs, p.times[nftables])
 				assert.Equal(t, pairs, p.times[builtin], "pairs are of one round")
 			}
+			if p.set.count == 1000 {
+				return [2]int{p.times[builtin], p.times[noProxy]}
+			}
 		}
-		return -1
+		return [2]int{-1, -1}
 	}
-	assert.Equal(t, 1, thousand(false, 64<<30))
-	assert.Equal(t, 0, thousand(true, 64<<30))
-	assert.Equal(t, 0, thousand(false, 1<<30), "2,000 processes do not fit")
+	assert.Equal(t, [2]int{1, 1}, thousand(false, 64<<30))
+	assert.Equal(t, [2]int{0, 0}, thousand(true, 64<<30))
+	assert.Equal(t, [2]int{0, 1}, thousand(false, 1<<30), "2,000 processes do not fit")
 }
 
 func TestReadCallTimes(t *testing.T) {
@@ -135,4 +166,41 @@ func TestSession(t *testing.T) {
 	s = &session{}
 	err = s.run(ctx, func() error { cancel(); return cause })
 	require.ErrorIs(t, err, context.Canceled, "what fails after Ctrl-C is no news")
+}
+
+// A part that fails says so and writes nothing.
+func TestRunPart(t *testing.T) {
+	good := part{"good", func(_ context.Context, s *session, _ config) (figures, error) {
+		s.Cleanup(func() { s.Logf("cleaned up") })
+		return &packageFigures{micro: []microbenchmark{{"x", "1 ns/op"}}}, nil
+	}}
+	text, charts, err := good.run(t.Context(), config{})
+	require.NoError(t, err)
+	assert.Empty(t, charts)
+	assert.Contains(t, text, "| `x` | 1 ns/op |")
+	assert.Regexp(t, `^Machine: \d+ × `, text)
+	assert.NotContains(t, text, "Goals")
+
+	bad := part{"bad", func(context.Context, *session, config) (figures, error) { return nil, errors.New("no engine") }}
+	text, _, err = bad.run(t.Context(), config{})
+	require.EqualError(t, err, "section bad: no engine")
+	assert.Empty(t, text)
+}
+
+func TestReason(t *testing.T) {
+	assert.Equal(t, "too many | files", strings.ReplaceAll(reason(errors.New("docker run -d -p 1: exit status 125: docker: Error response from daemon: too many\n| files.\nSee 'docker run --help'.")), "\\|", "|")[:16])
+	assert.Equal(t, "publish ports: in use", reason(errors.New("docker: Error response from daemon: driver failed on endpoint c1 (0123): remote: publish ports: in use.\nSee 'docker run --help'."))[:21])
+	assert.Len(t, []rune(reason(errors.New(strings.Repeat("ä", 500)))), 202)
+	assert.Equal(t, "a \\| b", reason(errors.New("a | b")), "a cell ends at a bar")
+}
+
+func TestBusyTime(t *testing.T) {
+	busy, err := busyTime("cpu  100 20 3 40000 5000 6 7 800 0 0\ncpu0 1 2 3\n")
+	require.NoError(t, err)
+	assert.Equal(t, 1360*time.Millisecond, busy, "all but idle, waiting and stolen: 100 + 20 + 3 + 6 + 7")
+	_, err = busyTime("intr 1 2 3")
+	assert.ErrorContains(t, err, "intr")
+	now, err := machineCPU()
+	require.NoError(t, err)
+	assert.Positive(t, now)
 }

@@ -13,6 +13,19 @@ import (
 // microPackages have benchmarks of their own.
 var microPackages = []string{"./proxy", "./internal/store"}
 
+// packageFigures are what packages measure of themselves.
+type packageFigures struct {
+	plain
+	micro []microbenchmark
+}
+
+func measurePackages(ctx context.Context, _ *session, _ config) (figures, error) {
+	micro, err := microbenchmarks(ctx)
+	return &packageFigures{micro: micro}, err
+}
+
+func (*packageFigures) goals() []goal { return nil }
+
 // microbenchmark is a line of go test -bench.
 type microbenchmark struct{ name, figures string }
 
@@ -49,13 +62,9 @@ func parseMicro(out []byte) (found []microbenchmark) {
 	return found
 }
 
-// packages is the table of what packages measure of themselves.
-func (r *report) packages() string {
-	if len(r.micro) == 0 {
-		return ""
-	}
+func (f *packageFigures) tables() string {
 	t := table{head: []string{"benchmark", "figures"}}
-	for _, m := range r.micro {
+	for _, m := range f.micro {
 		t.add("`"+m.name+"`", m.figures)
 	}
 	return section("Benchmarks of packages (`go test -bench`, one run each)", t)

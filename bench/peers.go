@@ -37,10 +37,13 @@ type peer struct {
 	program string
 }
 
+// ourProxy is the daemon's proxy as a program.
+const ourProxy = "portolan-proxy"
+
 func peers(bin string) []peer {
 	return []peer{
 		{name: "docker-proxy", port: dockerProxyPort, program: "docker-proxy", start: asDockerProxy("docker-proxy", dockerProxyPort)},
-		{name: "portolan-proxy", port: ourProxyPort, program: filepath.Join(bin, "portolan-proxy"), start: asDockerProxy(filepath.Join(bin, "portolan-proxy"), ourProxyPort)},
+		{name: ourProxy, port: ourProxyPort, program: filepath.Join(bin, "portolan-proxy"), start: asDockerProxy(filepath.Join(bin, "portolan-proxy"), ourProxyPort)},
 		{name: "nginx stream", port: nginxPort, program: "nginx", start: nginx},
 		{name: "HAProxy", port: haproxyPort, program: "haproxy", noUDP: true, start: haproxy},
 		{name: "socat", port: socatPort, program: "socat", noCPU: true, start: socat},

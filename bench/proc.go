@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -17,7 +18,7 @@ const kib = 1024
 type processes struct {
 	count   int   // but for containers' shims
 	proxies int   // docker-proxy among them
-	rss     int64 // of the docker-proxies, in bytes
+	memory  int64 // of the docker-proxies, in bytes; what they share counts once
 }
 
 // lookAt looks at all processes of a network namespace, given as its file.
@@ -38,12 +39,40 @@ func lookAt(namespace string) (p processes, err error) {
 			continue
 		case name == "docker-proxy":
 			p.proxies++
-			rss, _ := statusOf(dir+"/status", "VmRSS") // 0 if it has ended
-			p.rss += rss
+			part, _ := statusOf(dir+"/smaps_rollup", "Pss") // 0 if it has ended
+			p.memory += part
 		}
 		p.count++
 	}
 	return p, nil
+}
+
+// proxiesOn are the docker-proxies of a network namespace that serve one of
+// these host ports.
+func proxiesOn(namespace string, ports ...string) (pids []int, err error) {
+	want, err := os.Stat(namespace)
+	if err != nil {
+		return nil, err
+	}
+	dirs, _ := filepath.Glob("/proc/[0-9]*")
+	for _, dir := range dirs {
+		is, err := os.Stat(filepath.Join(dir, "ns/net"))
+		if err != nil || !os.SameFile(is, want) {
+			continue
+		}
+		text, _ := os.ReadFile(filepath.Join(dir, "cmdline"))
+		args := strings.Split(string(text), "\x00")
+		at := slices.Index(args, "-host-port") + 1
+		if filepath.Base(args[0]) != "docker-proxy" || at == 0 || at == len(args) || !slices.Contains(ports, args[at]) {
+			continue
+		}
+		pid, err := strconv.Atoi(filepath.Base(dir))
+		if err != nil {
+			return nil, err
+		}
+		pids = append(pids, pid)
+	}
+	return pids, nil
 }
 
 // memory is a process's resident memory, now and at its peak, in bytes.
@@ -56,6 +85,16 @@ func memoryOf(pid int) (m memory, err error) {
 	}
 	m.peak, err = statusOf(path, "VmHWM")
 	return m, err
+}
+
+// hostMemory is what programs could still get, and what the kernel has in its
+// slabs, in bytes.
+func hostMemory() (free, slab int64, err error) {
+	if free, err = available(); err != nil {
+		return 0, 0, err
+	}
+	slab, err = statusOf("/proc/meminfo", "Slab")
+	return free, slab, err
 }
 
 // available is the memory that programs could still get, in bytes.
@@ -105,6 +144,35 @@ func cpuOf(pids []int) (total time.Duration, err error) {
 		}
 	}
 	return total, nil
+}
+
+// machineCPU is the processor time that all processors have worked since the
+// machine started, for programs, the kernel and interrupts.
+func machineCPU() (time.Duration, error) {
+	text, err := os.ReadFile("/proc/stat")
+	if err != nil {
+		return 0, err
+	}
+	return busyTime(string(text))
+}
+
+// busyTime reads the first line of proc_stat(5): cpu user nice system idle
+// iowait irq softirq …
+func busyTime(stat string) (time.Duration, error) {
+	line, _, _ := strings.Cut(stat, "\n")
+	fields := strings.Fields(line)
+	if len(fields) < 8 || fields[0] != "cpu" {
+		return 0, fmt.Errorf("/proc/stat begins with %q", line)
+	}
+	var ticks int64
+	for _, i := range []int{1, 2, 3, 6, 7} {
+		n, err := strconv.ParseInt(fields[i], 10, 64)
+		if err != nil {
+			return 0, fmt.Errorf("/proc/stat: %w", err)
+		}
+		ticks += n
+	}
+	return time.Duration(ticks) * clockTick, nil
 }
 
 // ticksOf reads utime, stime, cutime and cstime of proc_pid_stat(5).

@@ -33,7 +33,7 @@ type Kind string
 const (
 	UDP     Kind = "udp"      // requests, Window at a time for each client
 	TCP     Kind = "tcp"      // requests, one at a time for each client
-	Connect Kind = "connect"  // a connection for each request, which the client resets
+	Connect Kind = "connect"  // a connection for each request, which the client ends
 	Bulk    Kind = "tcp-bulk" // one way, as much as goes
 )
 
@@ -44,15 +44,26 @@ type Spec struct {
 	Clients int           // sockets; 0 is 1
 	Window  int           // requests on their way; 0 is 1
 	For     time.Duration // how long
+
+	// Unconnected sockets send each datagram to an address of its own (UDP).
+	Unconnected bool
+	// Orderly clients close their connections, and keep the port in TIME_WAIT;
+	// others reset them (Connect). To a loopback address of IPv4 they come from
+	// many of those, so that ports do not run out on their side.
+	Orderly bool
+	// Every is how long the windows are of which the Result has the answers; 0 is
+	// none.
+	Every time.Duration
 }
 
 // Result is what came of it.
 type Result struct {
 	Answers int64         // right ones
-	Lost    int64         // requests without an answer (UDP)
+	Lost    int64         // requests without an answer (UDP, Connect)
 	Bytes   int64         // that the server has read (bulk)
 	Took    time.Duration // of all
 	P99     time.Duration // of one answer
+	Windows []int64       // answers in each window of Spec.Every
 }
 
 // Rate is answers a second.
@@ -104,6 +115,10 @@ type peer struct {
 type client struct {
 	Spec
 	poll    int
+	family  int
+	to      unix.Sockaddr
+	opened  int // sockets so far
+	began   time.Time
 	peers   map[int]*peer
 	result  Result
 	latency []time.Duration
@@ -117,25 +132,29 @@ func (c *client) run() (Result, error) {
 	}
 	defer unix.Close(c.poll)
 	defer func() {
-		for fd := range c.peers {
+		for fd, p := range c.peers {
+			if c.Kind == Connect && !c.Orderly {
+				c.reset(p)
+			}
 			_ = unix.Close(fd)
 		}
 	}()
-	began := time.Now()
+	c.family, c.to = sockaddr(c.To)
+	c.began = time.Now()
 	for range c.Clients {
 		if err := c.open(); err != nil {
 			return Result{}, err
 		}
 	}
 	events := make([]unix.EpollEvent, 256)
-	checked := began
+	checked := c.began
 	for {
 		n, err := unix.EpollWait(c.poll, events, 50)
 		if err != nil && err != unix.EINTR { //nolint:errorlint // an errno
 			return Result{}, fmt.Errorf("wait for answers: %w", err)
 		}
 		now := time.Now()
-		if now.Sub(began) >= c.For {
+		if now.Sub(c.began) >= c.For {
 			break
 		}
 		for _, e := range events[:max(n, 0)] {
@@ -150,7 +169,7 @@ func (c *client) run() (Result, error) {
 			c.giveUp(now)
 		}
 	}
-	c.result.Took = time.Since(began)
+	c.result.Took = time.Since(c.began)
 	if len(c.latency) > 0 {
 		slices.Sort(c.latency)
 		c.result.P99 = c.latency[len(c.latency)*99/100]
@@ -164,15 +183,14 @@ func (c *client) open() error {
 	if c.Kind == UDP {
 		kind = unix.SOCK_DGRAM
 	}
-	family, sa := sockaddr(c.To)
-	fd, err := unix.Socket(family, kind|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	fd, err := unix.Socket(c.family, kind|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
 		return fmt.Errorf("open a socket: %w", err)
 	}
 	if c.Kind != UDP {
 		_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
 	}
-	if err := unix.Connect(fd, sa); err != nil && err != unix.EINPROGRESS { //nolint:errorlint // an errno
+	if err := c.connect(fd); err != nil {
 		_ = unix.Close(fd)
 		return fmt.Errorf("connect to %s: %w", c.To, err)
 	}
@@ -194,11 +212,36 @@ func (c *client) open() error {
 	return nil
 }
 
+// sources is how many loopback addresses orderly clients come from.
+const sources = 200
+
+func (c *client) connect(fd int) error {
+	if c.Kind == UDP && c.Unconnected {
+		return nil
+	}
+	c.opened++
+	if c.Kind == Connect && c.Orderly && c.family == unix.AF_INET && c.To.Addr().Unmap().IsLoopback() {
+		_ = unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1)
+		from := [4]byte{127, 0, 1, byte(1 + c.opened%sources)}
+		if err := unix.Bind(fd, &unix.SockaddrInet4{Addr: from}); err != nil {
+			return err
+		}
+	}
+	if err := unix.Connect(fd, c.to); err != nil && err != unix.EINPROGRESS { //nolint:errorlint // an errno
+		return err
+	}
+	return nil
+}
+
 // ask sends a request. What does not go now is found missing later.
 func (c *client) ask(p *peer, now time.Time) {
 	binary.NativeEndian.PutUint64(c.buf[:], p.turn)
 	binary.NativeEndian.PutUint64(c.buf[8:], uint64(now.UnixNano()))
 	p.onTheWay++
+	if c.Kind == UDP && c.Unconnected {
+		_ = unix.Sendto(p.fd, c.buf[:], unix.MSG_NOSIGNAL, c.to)
+		return
+	}
 	_ = unix.Send(p.fd, c.buf[:], unix.MSG_NOSIGNAL)
 }
 
@@ -219,6 +262,9 @@ func (c *client) ready(p *peer, events uint32, now time.Time) error {
 			return nil
 		case err != nil && c.Kind == UDP:
 			continue // an ICMP error; the request is lost
+		case (err != nil || n == 0) && c.Kind == Connect:
+			c.result.Lost++ // refused, or ended too early; the next may fare better
+			return c.again(p)
 		case err != nil || n == 0:
 			return fmt.Errorf("%s to %s: connection ended: %w", c.Kind, c.To, err)
 		}
@@ -244,6 +290,13 @@ func (c *client) answered(p *peer, now time.Time) {
 	c.result.Answers++
 	p.onTheWay--
 	p.last = now
+	if c.Every > 0 {
+		window := int(now.Sub(c.began) / c.Every)
+		for len(c.result.Windows) <= window {
+			c.result.Windows = append(c.result.Windows, 0)
+		}
+		c.result.Windows[window]++
+	}
 	asked := time.Unix(0, int64(binary.NativeEndian.Uint64(p.buf[8:])))
 	if c.Kind == Connect {
 		asked = p.begun
@@ -251,15 +304,22 @@ func (c *client) answered(p *peer, now time.Time) {
 	c.latency = append(c.latency, now.Sub(asked))
 }
 
-// again resets the connection, so that no port of the client's is left waiting,
-// and opens another.
+// again ends the connection, as a rule by a reset, so that no port of the
+// client's is left waiting, and opens another.
 func (c *client) again(p *peer) error {
-	_ = unix.SetsockoptLinger(p.fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
+	if !c.Orderly {
+		c.reset(p)
+	}
 	delete(c.peers, p.fd)
 	if err := unix.Close(p.fd); err != nil {
 		return fmt.Errorf("close a connection: %w", err)
 	}
 	return c.open()
+}
+
+// reset makes the close that follows one.
+func (c *client) reset(p *peer) {
+	_ = unix.SetsockoptLinger(p.fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
 }
 
 // giveUp begins anew where nothing has come for a while.

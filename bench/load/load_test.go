@@ -3,6 +3,8 @@ package load
 import (
 	"net"
 	"net/netip"
+	"os/exec"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -30,7 +32,9 @@ func TestRun(t *testing.T) {
 			{Kind: UDP, Clients: 4},
 			{Kind: UDP, Clients: 4, Window: 4},
 			{Kind: TCP, Clients: 4},
+			{Kind: UDP, Clients: 4, Unconnected: true},
 			{Kind: Connect, Clients: 4},
+			{Kind: Connect, Clients: 4, Orderly: true, Every: 20 * time.Millisecond},
 			{Kind: Bulk},
 		} {
 			port := uint16(TCPPort)
@@ -51,6 +55,14 @@ func TestRun(t *testing.T) {
 			assert.Greater(t, r.Rate(), 1.0)
 			assert.Positive(t, r.P99)
 			assert.Zero(t, r.Lost)
+			var sum int64
+			for _, n := range r.Windows {
+				sum += n
+			}
+			if s.Every > 0 {
+				assert.Equal(t, r.Answers, sum, "windows: %v", r.Windows)
+				assert.Greater(t, len(r.Windows), 1)
+			}
 		}
 	}
 }
@@ -68,4 +80,32 @@ func TestLost(t *testing.T) {
 
 	_, err = Run(Spec{Kind: TCP, To: netip.MustParseAddrPort("127.0.0.1:9"), For: time.Second})
 	require.ErrorContains(t, err, "connection ended")
+
+	r, err = Run(Spec{Kind: Connect, To: netip.MustParseAddrPort("127.0.0.1:9"), For: 50 * time.Millisecond})
+	require.NoError(t, err, "a connection that is refused is lost, and the next is tried")
+	assert.Zero(t, r.Answers)
+	assert.Greater(t, r.Lost, int64(1))
+}
+
+// Clients that close keep their ports in TIME_WAIT, those that reset do not.
+func TestOrderly(t *testing.T) {
+	serve()
+	waiting := func(from string) int {
+		out, err := exec.Command("ss", "-Htan", "state", "time-wait", "src", from).Output()
+		require.NoError(t, err)
+		return strings.Count(string(out), "\n")
+	}
+	spec := Spec{Kind: Connect, Clients: 2, To: netip.MustParseAddrPort("127.0.0.1:7000"), For: 100 * time.Millisecond}
+	before := waiting("127.0.0.1")
+	var answers int64
+	require.Eventually(t, func() bool {
+		r, err := Run(spec)
+		answers = r.Answers
+		return err == nil && answers > 0
+	}, 20*time.Second, time.Millisecond)
+	assert.Equal(t, before, waiting("127.0.0.1"), "after %d resets", answers)
+	spec.Orderly = true
+	_, err := Run(spec)
+	require.NoError(t, err)
+	assert.Positive(t, waiting("127.0.1.0/24"))
 }
