@@ -13,9 +13,11 @@ import (
 	"github.com/portolan/portolan/internal/enginetest"
 )
 
+// driverName is the name by which an engine knows the daemon.
+const driverName = "portolan"
+
 // daemon is a Portolan daemon as systemd would run it, in a namespace.
 type daemon struct {
-	driver  string
 	socket  string
 	mapper  string
 	program string
@@ -25,14 +27,16 @@ type daemon struct {
 	process *enginetest.Process
 }
 
-// startDaemon starts a daemon, which ends with the session. dir is for its log.
-func (c config) startDaemon(s *session, in enginetest.Namespace, mapper, dir, state string) (*daemon, error) {
+// startDaemon starts a daemon, which ends with the session. dir is for its log
+// and its state, sockets the folder where the engine looks for plugins, if there
+// is one.
+func (c config) startDaemon(s *session, in enginetest.Namespace, mapper, dir, sockets string) (*daemon, error) {
 	d := &daemon{
-		mapper: mapper, in: in, state: state,
+		mapper: mapper, in: in, state: filepath.Join(dir, "portolan"),
+		socket:  filepath.Join(sockets, driverName+".sock"),
 		program: filepath.Join(c.bin, "portolan"),
 		log:     filepath.Join(dir, "portolan.log"),
 	}
-	d.driver, d.socket = socketFor("portolan")
 	s.Cleanup(func() {
 		if d.process != nil {
 			if s.Failed() {

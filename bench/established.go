@@ -9,7 +9,6 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strconv"
 	"time"
 
@@ -106,7 +105,7 @@ func (r *resident) start(s *session, c config, number int) error {
 		return err
 	}
 	s.Cleanup(func() { _ = os.RemoveAll(dir) })
-	if r.daemon, err = c.startDaemon(s, in, "nftables", dir, filepath.Join(dir, "portolan")); err != nil {
+	if r.daemon, err = c.startDaemon(s, in, "nftables", dir, dir); err != nil {
 		return err
 	}
 	r.way = newWay(r.daemon.socket)

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -19,7 +18,6 @@ import (
 
 const (
 	image     = "portolan-demo"
-	pluginDir = "/run/docker/plugins" // of every engine, private or not
 	firstPort = 10000
 )
 
@@ -96,21 +94,23 @@ func newSubject(place int) *subject {
 }
 
 // startDriver starts what drives a subject's network, and makes that.
-func (l *lab) startDriver(s *session, sub *subject, place int) (err error) {
+func (l *lab) startDriver(s *session, sub *subject, place int) error {
+	var err error
 	driver, e := "bridge", sub.engine
 	switch place {
 	case docker0:
 		return nil // dockerd makes it
 	case floorPlugin:
-		if driver, err = l.startFloor(s, e); err != nil {
+		driver = "floor"
+		if err := l.startFloor(s, e); err != nil {
 			return err
 		}
 	case nftables, iptables:
 		mapper := map[int]string{nftables: "nftables", iptables: "iptables"}[place]
-		if sub.daemon, err = l.config.startDaemon(s, e.Host, mapper, e.Dir, filepath.Join(e.Dir, "portolan")); err != nil {
+		if sub.daemon, err = l.config.startDaemon(s, e.Host, mapper, e.Dir, e.PluginDir()); err != nil {
 			return err
 		}
-		driver = sub.daemon.driver
+		driver = driverName
 	}
 	_, err = l.docker(e, "network", "create", "-d", driver, sub.network)
 	return err
@@ -131,27 +131,21 @@ func (l *lab) startEngine(s *session, flags ...string) (*enginetest.Engine, erro
 	return e, e.Load(image, filepath.Join(l.config.bin, "demo"))
 }
 
-// socketFor is a name that no other engine's plugin has.
-func socketFor(what string) (driver, socket string) {
-	driver = fmt.Sprintf("bench-%s-%06x", what, rand.IntN(1<<24))
-	return driver, filepath.Join(pluginDir, driver+".sock")
-}
-
-func (l *lab) startFloor(s *session, e *enginetest.Engine) (driver string, err error) {
+func (l *lab) startFloor(s *session, e *enginetest.Engine) error {
 	self, err := os.Executable()
 	if err != nil {
-		return "", err
+		return err
 	}
-	driver, socket := socketFor("floor")
+	socket := filepath.Join(e.PluginDir(), "floor.sock")
 	p, err := enginetest.Start("floor", filepath.Join(e.Dir, "floor.log"), e.Command(self, "floor", socket))
 	if err != nil {
-		return "", err
+		return err
 	}
 	s.Cleanup(func() {
 		_ = p.Stop(syscall.SIGTERM, 5*time.Second)
 		_ = os.Remove(socket)
 	})
-	return driver, listening(p, socket)
+	return listening(p, socket)
 }
 
 // listening waits for a plugin to answer.

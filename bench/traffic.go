@@ -211,7 +211,7 @@ func (l *lab) serve(sub *subject, network string, port int) (v4, v6 netip.Addr, 
 func (l *lab) paths(s *session) ([]*path, error) {
 	sub, built, bare := l.subjects[nftables], l.subjects[builtin], l.subjects[noProxy]
 	e := sub.engine
-	if _, err := l.docker(e, "network", "create", "-d", sub.daemon.driver, "--ipv6", "--subnet", "fd00:b::/64", "both"); err != nil {
+	if _, err := l.docker(e, "network", "create", "-d", driverName, "--ipv6", "--subnet", "fd00:b::/64", "both"); err != nil {
 		return nil, err
 	}
 	v4, v6, err := l.serve(sub, "both", 7100)

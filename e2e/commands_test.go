@@ -141,7 +141,7 @@ func capture(ts *testscript.TestScript, neg bool, args []string) {
 
 // networkSettings are those of portolan inspect NAME, an element an endpoint.
 func networkSettings(ts *testscript.TestScript, name string) []json.RawMessage {
-	out, err := hostOf(ts).commandOf(ts, "portolan", "inspect", name).Output()
+	out, err := hostOf(ts).commandOf(ts, "mounted", "portolan", "inspect", name).Output()
 	ts.Check(err)
 	var found []struct{ NetworkSettings json.RawMessage }
 	ts.Check(json.Unmarshal(out, &found))
@@ -186,7 +186,7 @@ func settings(ts *testscript.TestScript, neg bool, args []string) {
 
 func ports(ts *testscript.TestScript, neg bool, args []string) {
 	arguments(ts, neg, args, "FILE")
-	out, err := hostOf(ts).commandOf(ts, "portolan", "ls").Output()
+	out, err := hostOf(ts).commandOf(ts, "mounted", "portolan", "ls").Output()
 	ts.Check(err)
 	var got []string
 	for line := range strings.Lines(string(out)) {

@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"fmt"
-	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -22,15 +21,14 @@ import (
 // image is the demo's, in every private engine.
 const image = "portolan-demo"
 
-// pluginDir is where every engine looks for plugin sockets, private or not.
-const pluginDir = "/run/docker/plugins"
+// driver is the name by which the engine knows the daemon.
+const driver = "portolan"
 
 // host is what a script runs on: a private engine and a Portolan daemon beside
 // it in the same namespace, as systemd would run it.
 type host struct {
 	t      *testing.T
 	engine *enginetest.Engine
-	driver string // the socket's base name
 	bin    string // wrappers for this host, first in the scripts' PATH
 	vars   *testscript.Env
 	mapper string
@@ -45,9 +43,8 @@ func newHost(t *testing.T) *host {
 	e := enginetest.New(t, enginetest.Options{Args: []string{"--insecure-registry", "127.0.0.1:5000"}})
 	h := &host{
 		t: t, engine: e,
-		driver: fmt.Sprintf("portolan-e2e-%06x", rand.IntN(1<<24)),
-		bin:    filepath.Join(e.Dir, "bin"),
-		named:  map[string]enginetest.Snapshot{},
+		bin:   filepath.Join(e.Dir, "bin"),
+		named: map[string]enginetest.Snapshot{},
 	}
 	require.NoError(t, e.Load(image, filepath.Join(programs, "demo")))
 	require.NoError(t, h.writeWrappers())
@@ -65,6 +62,7 @@ func (h *host) writeWrappers() error {
 	}
 	for name, text := range map[string]string{
 		"host":      "nsenter --net=" + h.engine.Host.Path() + " -- \"$@\"",
+		"mounted":   "nsenter --mount=" + h.engine.Mounts() + " -- \"$@\"",
 		"neighbour": "nsenter --net=" + h.engine.Peer.Path() + " -- \"$@\"",
 		"dial":      "demo send -timeout 1s \"$@\"",
 	} {
@@ -75,7 +73,7 @@ func (h *host) writeWrappers() error {
 	return nil
 }
 
-func (h *host) socket() string { return filepath.Join(pluginDir, h.driver+".sock") }
+func (h *host) socket() string { return filepath.Join(h.engine.PluginDir(), driver+".sock") }
 
 func (h *host) stateDir() string { return filepath.Join(h.engine.Dir, "portolan") }
 
@@ -87,7 +85,7 @@ func (h *host) export(env *testscript.Env) {
 	vars := map[string]string{
 		"PATH":               strings.Join([]string{h.bin, programs, enginetest.Path()}, string(os.PathListSeparator)),
 		"DOCKER_HOST":        h.engine.Address(),
-		"DRIVER":             h.driver,
+		"DRIVER":             driver,
 		"PORTOLAN_SOCKET":    h.socket(),
 		"PORTOLAN_STATE_DIR": h.stateDir(),
 		"LOG":                h.logFile(),

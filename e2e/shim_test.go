@@ -61,10 +61,11 @@ func (h *host) shimSocket() string { return filepath.Join(h.engine.Dir, "shim.so
 // shimLog has what all shims of the script have said.
 func (h *host) shimLog() string { return filepath.Join(h.engine.Dir, "shim.log") }
 
-// startShim starts it as a systemd unit would.
+// startShim starts it as a systemd unit would: it finds a managed plugin by the
+// path of the socket that the engine has made.
 func (h *host) startShim(flags ...string) error {
 	args := append([]string{
-		"host", "portolan", "shim", "--listen", h.shimSocket(),
+		"host", "mounted", "portolan", "shim", "--listen", h.shimSocket(),
 		"--engine", strings.TrimPrefix(h.engine.Address(), "unix://"), "--log-level", "debug",
 	}, flags...)
 	p, err := enginetest.Start("shim", h.shimLog(), h.command(args...))

@@ -3,8 +3,10 @@
 // An Engine is a dockerd and a containerd of its own in a network namespace of
 // its own, which is its host, and a neighbour in another namespace at the other
 // end of a wire. Nothing of it is shared with the engine of the machine but the
-// kernel and the folder /run/docker/plugins, where every engine looks for plugin
-// sockets: give each test's socket a name of its own.
+// kernel. It has a mount namespace of its own, so that what it finds in
+// /run/docker/plugins, where every engine looks for plugin sockets, is what is in
+// its folder PluginDir: an engine asks every socket there for some of its calls
+// (GET /system/df), and waits 15 s for one whose daemon has ended.
 //
 // # Which engine
 //
@@ -21,7 +23,6 @@
 package enginetest
 
 import (
-	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -34,7 +35,6 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
-	"golang.org/x/sys/unix"
 )
 
 // Options say how to start an engine. The zero Options mean dockerd's defaults.
@@ -44,6 +44,9 @@ type Options struct {
 	// Args are more flags of dockerd, as --userland-proxy=false.
 	Args []string
 }
+
+// pluginDir is where every engine looks for plugin sockets.
+const pluginDir = "/run/docker/plugins"
 
 // How long the parts of an engine may take to start and to stop on a busy
 // machine; they take a fraction of a second on an idle one.
@@ -108,6 +111,12 @@ func (e *Engine) Command(name string, args ...string) *exec.Cmd {
 // Address is what DOCKER_HOST must be.
 func (e *Engine) Address() string { return "unix://" + e.socket() }
 
+// PluginDir is the folder that is /run/docker/plugins for the engine.
+func (e *Engine) PluginDir() string { return filepath.Join(e.Dir, "plugins") }
+
+// Mounts is the file that stands for the engine's mount namespace.
+func (e *Engine) Mounts() string { return fmt.Sprintf("/proc/%d/ns/mnt", e.containerd.PID()) }
+
 func (e *Engine) socket() string { return filepath.Join(e.Dir, "docker.sock") }
 
 func (e *Engine) containerdSocket() string { return filepath.Join(e.Dir, "containerd.sock") }
@@ -131,7 +140,9 @@ func (e *Engine) Start() error {
 		args = append(args, "--live-restore")
 	}
 	var err error
-	e.dockerd, err = Start("dockerd", filepath.Join(e.Dir, "dockerd.log"), e.Command("dockerd", append(args, e.extra()...)...))
+	// What containerd runs must see what dockerd mounts.
+	cmd := e.Command("nsenter", slices.Concat([]string{"--mount=" + e.Mounts(), "--", "dockerd"}, args, e.extra())...)
+	e.dockerd, err = Start("dockerd", filepath.Join(e.Dir, "dockerd.log"), cmd)
 	if err != nil {
 		return err
 	}
@@ -161,8 +172,15 @@ disabled_plugins = ["io.containerd.grpc.v1.cri"]
 	if err := os.WriteFile(config, []byte(text), 0o644); err != nil {
 		return err
 	}
+	for _, dir := range []string{e.PluginDir(), pluginDir} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return err
+		}
+	}
 	var err error
-	e.containerd, err = Start("containerd", filepath.Join(e.Dir, "containerd.log"), e.Command("containerd", "--config", config))
+	cmd := e.Command("unshare", "--mount", "--", "sh", "-c", `mount --bind "$1" "$2" && shift 2 && exec "$@"`,
+		"sh", e.PluginDir(), pluginDir, "containerd", "--config", config)
+	e.containerd, err = Start("containerd", filepath.Join(e.Dir, "containerd.log"), cmd)
 	if err != nil {
 		return err
 	}
@@ -256,9 +274,6 @@ func (e *Engine) remove() {
 			e.t.Logf("%s said last:\n%s", p.Name, p.Tail(15))
 		}
 	}
-	if err := unmountBelow(e.Dir); err != nil {
-		e.t.Errorf("remove engine: %v", err)
-	}
 	if err := os.RemoveAll(e.Dir); err != nil {
 		e.t.Errorf("remove engine: %v", err)
 	}
@@ -270,22 +285,4 @@ func (e *Engine) remove() {
 			e.t.Errorf("remove engine: %v", err)
 		}
 	}
-}
-
-// unmountBelow unmounts all that is mounted in a folder, last first.
-func unmountBelow(dir string) error {
-	mounts, err := os.ReadFile("/proc/self/mounts")
-	if err != nil {
-		return err
-	}
-	for _, line := range slices.Backward(strings.Split(string(mounts), "\n")) {
-		fields := strings.Fields(line)
-		if len(fields) < 2 || !strings.HasPrefix(fields[1], dir+"/") {
-			continue
-		}
-		if err := unix.Unmount(fields[1], unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) {
-			return fmt.Errorf("unmount %s: %w", fields[1], err)
-		}
-	}
-	return nil
 }
