@@ -24,6 +24,9 @@ import (
 // them: where a plugin was disabled, they say which sysctls to put back.
 const managedStates = "/var/lib/docker/plugins/*/propagated-mount"
 
+// enginePIDFile has the process ID of the machine's own engine.
+const enginePIDFile = "/var/run/docker.pid"
+
 type cleanupConfig struct {
 	socket    *string
 	stateDir  string
@@ -197,14 +200,20 @@ func (c *cleanupConfig) stateDirs() []string {
 }
 
 // isHostNamespace says whether this is the network namespace of the machine's
-// own engine, which is init's, as far as that can be known.
+// own engine, which is init's, as far as that can be known: where init's cannot be
+// seen (ptrace(2)), that of the engine itself is looked at.
 func isHostNamespace() bool {
 	ours, err := os.Stat("/proc/thread-self/ns/net")
 	if err != nil {
 		return true
 	}
-	init, err := os.Stat("/proc/1/ns/net")
-	return err != nil || os.SameFile(ours, init)
+	pid, _ := os.ReadFile(enginePIDFile)
+	for _, of := range []string{"1", strings.TrimSpace(string(pid))} {
+		if host, err := os.Stat(filepath.Join("/proc", of, "ns/net")); err == nil {
+			return os.SameFile(ours, host)
+		}
+	}
+	return true
 }
 
 // isState says whether a file is a state of ours. Other plugins may well have a
