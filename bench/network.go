@@ -13,7 +13,7 @@ import (
 )
 
 const (
-	networkRounds = 7
+	networkRounds = 15
 	networkTime   = 1500 * time.Millisecond
 	networkPort   = 7200
 )

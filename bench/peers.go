@@ -24,6 +24,7 @@ const (
 	nginxPort
 	haproxyPort
 	socatPort
+	newerPort
 )
 
 // peer is a proxy program of this bench's, which stands alone between 127.0.0.1
@@ -40,14 +41,22 @@ type peer struct {
 // ourProxy is the daemon's proxy as a program.
 const ourProxy = "portolan-proxy"
 
+// newerProxy is docker-proxy of engine 29, where the environment has its path as
+// DOCKER_PROXY_29.
+const newerProxy = "docker-proxy of engine 29"
+
 func peers(bin string) []peer {
-	return []peer{
+	all := []peer{
 		{name: "docker-proxy", port: dockerProxyPort, program: "docker-proxy", start: asDockerProxy("docker-proxy", dockerProxyPort)},
 		{name: ourProxy, port: ourProxyPort, program: filepath.Join(bin, "portolan-proxy"), start: asDockerProxy(filepath.Join(bin, "portolan-proxy"), ourProxyPort)},
 		{name: "nginx stream", port: nginxPort, program: "nginx", start: nginx},
 		{name: "HAProxy", port: haproxyPort, program: "haproxy", noUDP: true, start: haproxy},
 		{name: "socat", port: socatPort, program: "socat", noCPU: true, start: socat},
 	}
+	if program := os.Getenv("DOCKER_PROXY_29"); program != "" {
+		all = append(all, peer{name: newerProxy, port: newerPort, program: program, start: asDockerProxy(program, newerPort)})
+	}
+	return all
 }
 
 // asDockerProxy is a process for each port, as an engine starts them.

@@ -177,6 +177,11 @@ func TestTrafficTables(t *testing.T) {
 	assert.Equal(t, "Portolan, 127.0.0.1", c.Names[0])
 	assert.Equal(t, []float64{0.9, 0.5, 0.8, -1, -1}, c.Panels[0].Values)
 	assert.Equal(t, []float64{0.9, 0.5, 0.8, 0.5, -1}, c.Panels[2].Values)
+
+	newer := newPath(path{name: newerProxy})
+	newer.rates[1] = []float64{40}
+	f.paths = append(f.paths, newer)
+	assert.Contains(t, goalsTable(f.goals()), "| portolan-proxy, UDP, 16 × 16: at least 2.20 of docker-proxy of engine 29 | 2.00 | missed |")
 }
 
 // A verdict and the figure beside it do not contradict one another.
