@@ -99,6 +99,7 @@ func (h *host) export(env *testscript.Env) {
 		"PEER4":              enginetest.PeerIPv4,
 		"PEER6":              enginetest.PeerIPv6,
 		"BROADCAST":          enginetest.BroadcastIPv4,
+		"GORACE":             "atexit_sleep_ms=0",
 	}
 	h.vars = env
 	for name, value := range vars {
@@ -167,6 +168,7 @@ func (h *host) stopDaemon() error { return h.daemon.Stop(syscall.SIGTERM, 10*tim
 // and after portolan cleanup the host is as it was before.
 func (h *host) leavesNothing() {
 	t := h.t
+	h.raceless()
 	if t.Failed() {
 		if h.daemon != nil {
 			t.Logf("the daemon said last:\n%s", h.daemon.Tail(60))
@@ -197,6 +199,16 @@ func (h *host) leavesNothing() {
 	assert.Empty(t, enginetest.Diff(h.before, h.take()), "cleanup leaves the network as it was")
 	assert.NoDirExists(t, h.stateDir())
 	assert.NoFileExists(t, h.socket())
+}
+
+// raceless looks for what the race detector of daemon and shim has said.
+func (h *host) raceless() {
+	for _, file := range []string{h.logFile(), h.shimLog()} {
+		text, err := os.ReadFile(file)
+		if _, race, found := strings.Cut(string(text), "WARNING: DATA RACE"); err == nil && found {
+			assert.Fail(h.t, "data race", race[:min(len(race), 4000)])
+		}
+	}
 }
 
 // removeAll removes every container and every network that a script may have
