@@ -184,5 +184,6 @@ func target(n store.Network, ep store.Endpoint) portmap.Target {
 		Routed4:     n.Mode4 == portmap.ModeRouted,
 		Routed6:     n.Mode6 == portmap.ModeRouted,
 		ProxyRemote: n.ProxyRemote,
+		MaxFlows:    n.MaxFlows,
 	}
 }

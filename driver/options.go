@@ -23,6 +23,7 @@ const (
 	optBridgeName  = "com.docker.network.bridge.name"
 	optHostBinding = "com.docker.network.bridge.host_binding_ipv4"
 	optProxyRemote = ownPrefix + "proxy_remote"
+	optMaxFlows    = ownPrefix + "max_flows"
 	optSubnet      = "--subnet" // of docker network create
 )
 
@@ -57,6 +58,7 @@ var networkOptions = []option{
 	{"com.docker.network.host_ipv4", addrOption(true, func(n *store.Network, a netip.Addr) { n.SNAT4 = a })},
 	{"com.docker.network.host_ipv6", addrOption(false, func(n *store.Network, a netip.Addr) { n.SNAT6 = a })},
 	{optProxyRemote, boolOption(func(n *store.Network, on bool) { n.ProxyRemote = on })},
+	{optMaxFlows, setMaxFlows},
 }
 
 // parseOptions returns a network with what its options say. Its errors name
@@ -217,6 +219,16 @@ func setMTU(n *store.Network, value string) error {
 		return errors.New("an MTU is a number of bytes from 68 to 65535")
 	}
 	n.MTU = mtu
+	return nil
+}
+
+// setMaxFlows takes 0 for no limit.
+func setMaxFlows(n *store.Network, value string) error {
+	flows, err := strconv.Atoi(value)
+	if err != nil || flows < 0 || flows > portmap.MaxFlowsLimit {
+		return fmt.Errorf("a number of flows from 0 (no limit) to %d", portmap.MaxFlowsLimit)
+	}
+	n.MaxFlows = flows
 	return nil
 }
 

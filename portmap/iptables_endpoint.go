@@ -29,6 +29,7 @@ func iptPlanEndpoint(is4 bool, r iptRuleset, p Publication, n Network) {
 		r.add("nat", "DNAT-"+id, dnat...)
 		r.add("nat", "DNAT", "-j "+iptPrefix+"DNAT-"+id)
 	}
+	iptPlanLimit(is4, r, p)
 	if len(open) > 0 && !n.Internal {
 		r.add("filter", "OPEN-"+id, open...)
 		r.add("filter", "IN-"+n.Bridge, "-j "+iptPrefix+"OPEN-"+id)

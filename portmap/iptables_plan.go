@@ -125,7 +125,8 @@ func iptPlanBase(is4 bool, r iptRuleset) {
 	r.add("nat", "DNAT")
 	r.add("nat", "POSTROUTING")
 	r.add("filter", "FORWARD")
-	r.add("filter", "OUTPUT")
+	// By no interface: after its translation the kernel goes on here with that of before.
+	r.add("filter", "OUTPUT", iptDNATed+"-j "+iptPrefix+"PORTS-LOCAL")
 	r.add("filter", "INPUT", "-i lo -j RETURN")
 	// The place of counters, limits and allow-lists: NAT sees only the first
 	// packet of a flow, these see all of them.
@@ -188,9 +189,7 @@ func iptPlanNetwork(is4 bool, r iptRuleset, n Network, m *iptMirror) {
 	}
 	r.add("filter", out, "-j DROP")
 
-	local := iptDNATed + toPorts + "-LOCAL"
-	r.add("filter", "INPUT", fmt.Sprintf("-i %s %s", n.Bridge, local))
-	r.add("filter", "OUTPUT", fmt.Sprintf("-o %s %s", n.Bridge, local))
+	r.add("filter", "INPUT", fmt.Sprintf("-i %s %s%s-LOCAL", n.Bridge, iptDNATed, toPorts))
 
 	if is4 {
 		r.add("nat", "POSTROUTING", fmt.Sprintf("-s 127.0.0.0/8 -o %s -j MASQUERADE", n.Bridge))

@@ -75,7 +75,7 @@ func TestIPTPlan(t *testing.T) {
 -A PORTOLAN-OUT-plbr0 -j DROP
 # filter
 -N PORTOLAN-OUTPUT
--A PORTOLAN-OUTPUT -o plbr0 -m conntrack --ctstate DNAT -j PORTOLAN-PORTS-LOCAL
+-A PORTOLAN-OUTPUT -m conntrack --ctstate DNAT -j PORTOLAN-PORTS-LOCAL
 # filter
 -N PORTOLAN-PORTS
 # filter

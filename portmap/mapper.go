@@ -43,6 +43,9 @@ type Mapper interface {
 	// the truth that tests and reports compare with the mirror. Targets have
 	// only Endpoint, IPv4 and IPv6.
 	List() ([]Publication, error)
+	// Drops are what the limits of Target.MaxFlows have dropped, by mapping, in no
+	// particular order.
+	Drops() ([]Drop, error)
 	// Close ends the Mapper and leaves the rules where they are.
 	Close() error
 }

@@ -61,6 +61,10 @@ type Target struct {
 	// link-local clients); the container sees the gateway's address in place of
 	// theirs. Off, such clients are refused and only this host's own are served.
 	ProxyRemote bool `json:"proxyRemote,omitempty"`
+	// MaxFlows is how many conntrack entries each mapping may have in the kernel
+	// at a time, up to MaxFlowsLimit; what would make one more is dropped. 0 is
+	// no limit.
+	MaxFlows int `json:"maxFlows,omitempty"`
 }
 
 // Publication is all that one endpoint publishes.

@@ -126,6 +126,16 @@ func (m *NFTables) rebuildLocked() (err error) {
 			return err
 		}
 	}
+	for _, name := range [...]string{"port-forward", "port-local"} {
+		m.conn.addRules(name, planLimited(m.anyLimits()))
+	}
+	for _, p := range m.pubs {
+		if p.limits() {
+			if err := m.conn.add(planLimit(p)); err != nil {
+				return err
+			}
+		}
+	}
 	m.uplinks, m.uplinksRead = uplinkBridges(), time.Now()
 	es := slices.Collect(m.allElements())
 	if err := m.conn.addElems(es); err != nil {

@@ -67,13 +67,25 @@ func (m *NFTables) Check() (repaired bool, err error) {
 // who deletes single elements of a table that is not theirs also changes that.
 func (m *NFTables) wholeLocked() (bool, error) {
 	want := planBase().chains
-	guard := slices.IndexFunc(want, func(c nftChain) bool { return c.name == "guard" })
-	want[guard].rules = planGuard(m.guard4, m.guard6)
+	guard, limited := planGuard(m.guard4, m.guard6), planLimited(m.anyLimits())
+	for i, c := range want {
+		switch c.name {
+		case "guard":
+			want[i].rules = guard
+		case "port-forward", "port-local":
+			want[i].rules = limited
+		}
+	}
 	for _, n := range m.nets {
 		want = append(want, planNetwork(n).chains...)
 	}
 	for a := range m.hosts {
 		want = append(want, planHost(a).chains...)
+	}
+	for _, p := range m.pubs {
+		if p.limits() {
+			want = append(want, planLimit(p).chains...)
+		}
 	}
 	if whole, err := m.conn.hasChains(want); err != nil || !whole {
 		return false, err
@@ -103,9 +115,9 @@ func (c *nftConn) hasChains(want []nftChain) (bool, error) {
 		if !slices.ContainsFunc(got, func(g *nftables.Chain) bool { return g.Table.Name == Table && g.Name == ch.name }) {
 			return false, nil
 		}
-		rules, err := c.GetRules(c.table, &nftables.Chain{Name: ch.name, Table: c.table})
+		rules, err := c.ruleCounters(ch.name)
 		if err != nil {
-			return false, fmt.Errorf("list rules of chain %s: %w", ch.name, err)
+			return false, err
 		}
 		if len(rules) != len(ch.rules) {
 			return false, nil

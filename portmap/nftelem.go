@@ -62,7 +62,7 @@ func elements(p Publication) (es []nftElem) {
 			}
 		}
 	}
-	return es
+	return append(es, limitElements(p)...)
 }
 
 func hostOnlyElement(m Mapping, is4 bool, comment string) nftElem {

@@ -146,7 +146,7 @@ var (
 //
 // NAT sees only the first packet of a flow, so its chains only dispatch. The
 // chains port-forward and port-local see every packet of a published port's
-// flow; they are the place of counters, limits and allow-lists.
+// flow; they are the place of counters, limits (planLimited) and allow-lists.
 func planBase() nftPart {
 	verdictMap := func(name string, key nftables.SetDatatype, interval bool) nftSet {
 		return nftSet{name, key, nftables.TypeVerdict, interval}
@@ -163,6 +163,7 @@ func planBase() nftPart {
 	for _, is4 := range families {
 		sets = append(sets,
 			verdictMap(mapHostAddr+famDigit(is4), addrType(is4), false),
+			verdictMap(mapLimited+famDigit(is4), addrType(is4), false),
 			verdictMap(mapSource+famDigit(is4), addrType(is4), true),
 			nftSet{name: setOpen + famDigit(is4), key: nftables.MustConcatSetType(addrType(is4), nftables.TypeInetProto, nftables.TypeInetService)})
 		dispatch = append(dispatch, nftRule{daddr(is4).vmap(mapHostAddr + famDigit(is4))})
@@ -224,7 +225,9 @@ func planBase() nftPart {
 			{stmtEstablished, stmtAccept},
 		}, refuse...)},
 		{"filter-output", hook(filter, nftables.ChainHookOutput, -1, "output priority filter - 1"), []nftRule{
-			{stmtOIFIn(setBridges), stmtDNATed, stmtJump("port-local")},
+			// The kernel routes what was translated anew, and goes on here with the
+			// interface of before: it says nothing.
+			{stmtDNATed, stmtJump("port-local")},
 		}},
 	}}
 }

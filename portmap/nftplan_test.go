@@ -46,7 +46,8 @@ func scenarios() []scenario {
 	open := with(dual, func(n *Network) {
 		n.Mode4, n.Trusted, n.SNAT4, n.SNAT6 = ModeNATUnprotected, []string{"wg0", "eth1"}, addr("192.0.2.9"), addr("2001:db8::9")
 	})
-	routedWeb, remoteDNS := web, dns
+	routedWeb, remoteDNS, limitedWeb, limitedDNS := web, dns, web, dns
+	limitedWeb.MaxFlows, limitedDNS.MaxFlows = 1000, 200
 	routedWeb.Routed4, routedWeb.Routed6 = true, true
 	remoteDNS.ProxyRemote = true
 	everywhere := []Mapping{
@@ -65,6 +66,12 @@ func scenarios() []scenario {
 			nets: []Network{single}, pubs: []Publication{{dns, []Mapping{one(UDP, "", 53, 53), one(TCP, "", 53, 53)}}}},
 		{name: "ipv4-only-proxy-remote", about: "the same, with IPv6 clients of other hosts let in",
 			nets: []Network{single}, pubs: []Publication{{remoteDNS, []Mapping{one(UDP, "", 53, 53), one(TCP, "", 53, 53)}}}},
+		{name: "max-flows", about: "a limit of conntrack entries for each mapping, and a container without", nets: []Network{dual, single},
+			pubs: []Publication{
+				{limitedWeb, []Mapping{one(TCP, "", 8080, 80), ports(UDP, "", 10000, 10999, 10000), one(TCP, "198.51.100.1", 443, 443), one(TCP, "::", 82, 82)}},
+				{limitedDNS, []Mapping{one(UDP, "", 53, 53)}},
+				{Target{Endpoint: "db", Network: "s", IPv4: addr("172.21.0.3")}, []Mapping{one(TCP, "", 5432, 5432)}},
+			}},
 		{name: "internal", about: "an internal network", nets: []Network{internal}},
 		{name: "closed", about: "no communication between containers, no masquerade", nets: []Network{closed}},
 		{name: "routed", about: "gateway mode routed: published ports are open at the container's own address",
@@ -86,6 +93,17 @@ func (s scenario) parts() []nftPart {
 	}
 	for _, a := range s.hosts() {
 		parts = append(parts, planHost(a))
+	}
+	some := false
+	for _, p := range s.pubs {
+		if p.limits() {
+			some, parts = true, append(parts, planLimit(p))
+		}
+	}
+	for i, c := range base.chains {
+		if c.name == "port-forward" || c.name == "port-local" {
+			base.chains[i].rules = planLimited(some)
+		}
 	}
 	return parts
 }
@@ -306,9 +324,11 @@ func TestRulesetsInKernel(t *testing.T) {
 // tables, in the namespace of the calling thread.
 func kernelShape(t *testing.T) map[string]int {
 	t.Helper()
-	c, err := nftables.New()
+	c, err := openNFT(nftables.TableFamilyINet)
 	require.NoError(t, err)
-	table := &nftables.Table{Name: Table, Family: nftables.TableFamilyINet}
+	defer func() { require.NoError(t, c.CloseLasting()) }()
+	table := c.table
+	defer func() { c.table = table }()
 	shape := map[string]int{}
 	for prefix, family := range map[string]nftables.TableFamily{"chain ": table.Family, "bridge chain ": nftables.TableFamilyBridge} {
 		chains, err := c.ListChainsOfTableFamily(family)
@@ -317,7 +337,8 @@ func kernelShape(t *testing.T) map[string]int {
 			if ch.Table.Name != Table {
 				continue
 			}
-			rules, err := c.GetRules(&nftables.Table{Name: Table, Family: family}, ch)
+			c.table = ch.Table
+			rules, err := c.ruleCounters(ch.Name)
 			require.NoError(t, err)
 			shape[prefix+ch.Name] = len(rules)
 		}

@@ -35,11 +35,11 @@ func (m *NFTables) replaceLocked(p Publication) error {
 	if len(old.Mappings) == 0 && len(p.Mappings) == 0 {
 		return nil
 	}
-	hosts := maps.Clone(m.hosts)
+	hosts, limits := maps.Clone(m.hosts), m.anyLimits()
 	m.leave(p.Endpoint)
 	err := m.enter(p)
 	if err == nil {
-		if err = m.commitLocked(old, p, hosts); err != nil {
+		if err = m.commitLocked(old, p, hosts, limits); err != nil {
 			m.leave(p.Endpoint)
 			err = fmt.Errorf("map ports of endpoint %.12s: %w", p.Endpoint, err)
 		}
@@ -59,11 +59,12 @@ func (m *nftMirror) enter(p Publication) error {
 	return m.publish(p)
 }
 
-func (m *NFTables) commitLocked(old, p Publication, hostsBefore map[netip.Addr]int) error {
+func (m *NFTables) commitLocked(old, p Publication, hostsBefore map[netip.Addr]int, limitsBefore bool) error {
 	gone, fresh := difference(elements(old), elements(p))
 	if err := m.conn.delElems(gone); err != nil {
 		return err
 	}
+	unlimit := m.relimitLocked(old, p, limitsBefore)
 	var added []netip.Addr
 	for a := range m.hosts {
 		if hostsBefore[a] > 0 {
@@ -87,6 +88,7 @@ func (m *NFTables) commitLocked(old, p Publication, hostsBefore map[netip.Addr]i
 		}
 		m.conn.remove(planHost(a))
 	}
+	unlimit()
 	err := m.conn.Flush()
 	if err != nil {
 		// What this transaction would have made or removed is as it was.

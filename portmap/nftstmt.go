@@ -43,6 +43,7 @@ const (
 	ipsDstNAT      = 1 << 5 // IPS_DST_NAT
 	ctEstablished  = 1 << 1 // NF_CT_STATE_BIT(IP_CT_ESTABLISHED)
 	ctRelated      = 1 << 2
+	ctNew          = 1 << 3
 	rejectICMPX    = 2 // NFT_REJECT_ICMPX_UNREACH
 	rejectTCPReset = 1 // NFT_REJECT_TCP_RST
 	icmpxPort      = 1 // NFT_REJECT_ICMPX_PORT_UNREACH

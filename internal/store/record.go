@@ -38,6 +38,8 @@ type Network struct {
 	HostBinding4 netip.Addr `json:"hostBinding4,omitzero"`
 	// ProxyRemote is that of portmap.Target for every endpoint.
 	ProxyRemote bool `json:"proxyRemote,omitempty"`
+	// MaxFlows is that of portmap.Target for every endpoint.
+	MaxFlows int `json:"maxFlows,omitempty"`
 	// InhibitIPv4: the bridge gets no IPv4 address
 	// (com.docker.network.bridge.inhibit_ipv4).
 	InhibitIPv4 bool `json:"inhibitIPv4,omitempty"`

@@ -169,6 +169,9 @@ func (f *Fake) List() ([]portmap.Publication, error) {
 	return pubs, nil
 }
 
+// Drops is nothing: no packet comes here.
+func (f *Fake) Drops() ([]portmap.Drop, error) { return nil, nil }
+
 // Close does nothing.
 func (f *Fake) Close() error { return f.fail("Close", portmap.Publication{}) }
 
