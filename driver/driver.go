@@ -62,6 +62,8 @@ type Config struct {
 	IPForward bool
 	// Log is silent if nil.
 	Log *slog.Logger
+	// Status is what /Portolan.Status answers; nil is nothing.
+	Status func() (portmap.Status, error)
 	// Version and Info are what /Portolan.Version answers.
 	Version string
 	Info    map[string]string

@@ -17,7 +17,7 @@ import (
 // fuzzPaths are all that the socket answers: the protocol's methods, and our own
 // beside them.
 var fuzzPaths = slices.Concat(withRequest, []string{
-	"/Plugin.Activate", "/NetworkDriver.GetCapabilities", "/Portolan.Version", "/Portolan.List", "/Portolan.Cleanup",
+	"/Plugin.Activate", "/NetworkDriver.GetCapabilities", "/Portolan.Version", "/Portolan.List", "/Portolan.Status", "/Portolan.Cleanup",
 })
 
 // everything is what a daemon remembers.

@@ -60,6 +60,7 @@ func (d *Driver) Handler() http.Handler {
 	handle(ready, "/NetworkDriver.DiscoverDelete", acknowledge[network.DiscoveryNotification])
 
 	handleEmpty(ready, "/Portolan.List", d.list)
+	handleEmpty(ready, "/Portolan.Status", d.status)
 	handle(ready, "/Portolan.SetOwner", d.setOwner)
 	handleEmpty(ready, "POST /Portolan.Cleanup", d.cleanup)
 

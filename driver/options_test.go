@@ -56,6 +56,8 @@ func TestOptions(t *testing.T) {
 		{"snat", generic("com.docker.network.host_ipv4", "192.0.2.1"), func(n *store.Network) { n.SNAT4 = netip.MustParseAddr("192.0.2.1") }, ""},
 		{"snat of IPv6", generic("com.docker.network.host_ipv6", "2001:db8::1"), func(n *store.Network) { n.SNAT6 = netip.MustParseAddr("2001:db8::1") }, ""},
 		{"proxy remote", generic("portolan.proxy_remote", "true"), func(n *store.Network) { n.ProxyRemote = true }, ""},
+		{"max flows", generic("portolan.max_flows", "1000"), func(n *store.Network) { n.MaxFlows = 1000 }, ""},
+		{"no limit of flows", generic("portolan.max_flows", 0), nil, ""},
 		{"internal", object{keyInternal: true}, func(n *store.Network) { n.Internal = true }, ""},
 
 		{"unknown", generic("parent", "eth0"), nil, `option "parent" is not known (known are: com.docker.network.bridge.name, `},
@@ -78,6 +80,8 @@ func TestOptions(t *testing.T) {
 		{"mtu too small", generic("com.docker.network.driver.mtu", "67"), nil, "68 to 65535"},
 		{"mtu too large", generic("com.docker.network.driver.mtu", "65536"), nil, "68 to 65535"},
 		{"mtu with unit", generic("com.docker.network.driver.mtu", "1400b"), nil, "68 to 65535"},
+		{"too many flows", generic("portolan.max_flows", "10001"), nil, "a number of flows from 0 (no limit) to 10000"},
+		{"flows below zero", generic("portolan.max_flows", "-1"), nil, "a number of flows from 0"},
 		{"prefix too long", generic("com.docker.network.container_iface_prefix", "a23456789012"), nil, "at most 11 characters"},
 		{"prefix empty", generic("com.docker.network.container_iface_prefix", ""), nil, "1 to 15 characters"},
 		{"host binding of IPv6", generic(dockerBridge+"host_binding_ipv4", "::1"), nil, "not an IPv4 address"},
@@ -107,7 +111,7 @@ func TestOptions(t *testing.T) {
 
 // Every known option is in the table above, and in every list of known ones.
 func TestKnownOptions(t *testing.T) {
-	require.Len(t, networkOptions, 13)
+	require.Len(t, networkOptions, 14)
 	for _, o := range networkOptions {
 		assert.Contains(t, knownOptions(), o.name)
 		assert.Empty(t, nearest("completely.different", []string{o.name}))

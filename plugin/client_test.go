@@ -21,6 +21,7 @@ import (
 type fakeDaemon struct {
 	socket    string
 	endpoints []driver.EndpointInfo
+	status    driver.StatusResponse
 
 	mu     sync.Mutex // guards below
 	owners []driver.SetOwnerRequest
@@ -43,6 +44,7 @@ func newFakeDaemon(t *testing.T, endpoints ...driver.EndpointInfo) *fakeDaemon {
 		}
 	})
 	answer("List", func(*http.Request) any { return driver.ListResponse{Endpoints: d.endpoints} })
+	answer("Status", func(*http.Request) any { return d.status })
 	answer("SetOwner", func(r *http.Request) any {
 		d.mu.Lock()
 		defer d.mu.Unlock()

@@ -41,6 +41,7 @@ type daemonConfig struct {
 	hooks      choice
 	ranges     choice
 	udpTimeout time.Duration
+	limits     proxyLimits
 	ipForward  bool
 	sysctlDir  string
 }
@@ -60,8 +61,11 @@ func newDaemonCommand() *cobra.Command {
 			if c.udpTimeout <= 0 {
 				return usageError{fmt.Errorf("--udp-timeout %s: must be more than 0", c.udpTimeout)}
 			}
+			if err := c.limits.check(); err != nil {
+				return err
+			}
 			log := logs.logger(cmd.ErrOrStderr())
-			return untilSignal(cmd.Context(), log, "stopping; rules stay in place", func(ctx context.Context) error { return c.run(ctx, log) })
+			return untilSignal(cmd.Context(), log, "stopping; rules stay in place", stopWithin+c.limits.drain, func(ctx context.Context) error { return c.run(ctx, log) })
 		},
 	}
 	f := cmd.Flags()
@@ -71,6 +75,7 @@ func newDaemonCommand() *cobra.Command {
 	f.Var(&c.hooks, "hooks", "BPF hooks for this host's own IPv6 clients: where they can be attached, or never")
 	f.Var(&c.ranges, "ranges", "who holds long ranges of host ports: BPF programs where they can be attached, or a socket for each port")
 	f.DurationVar(&c.udpTimeout, "udp-timeout", 90*time.Second, "forget a UDP flow through the proxy after so long without a datagram")
+	c.limits.add(f)
 	f.BoolVar(&c.ipForward, "ip-forward", true, "turn forwarding on where it is off")
 	f.StringVar(&c.sysctlDir, "sysctl-dir", findSysctlDir(), "the host's /proc/sys/net")
 	logs.add(f)
@@ -88,8 +93,8 @@ func findSysctlDir() string {
 }
 
 // untilSignal runs serve until it ends by itself or SIGTERM or SIGINT cancels
-// its context, which it logs as stopping. A second signal, or stopWithin, ends the wait for it.
-func untilSignal(ctx context.Context, log *slog.Logger, stopping string, serve func(context.Context) error) error {
+// its context, which it logs as stopping. A second signal, or within, ends the wait for it.
+func untilSignal(ctx context.Context, log *slog.Logger, stopping string, within time.Duration, serve func(context.Context) error) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	signals := make(chan os.Signal, 2)
@@ -106,7 +111,7 @@ func untilSignal(ctx context.Context, log *slog.Logger, stopping string, serve f
 	case <-ctx.Done():
 	}
 	cancel()
-	late := time.NewTimer(stopWithin)
+	late := time.NewTimer(within)
 	defer late.Stop()
 	select {
 	case err := <-done:
@@ -114,7 +119,7 @@ func untilSignal(ctx context.Context, log *slog.Logger, stopping string, serve f
 	case s := <-signals:
 		return fmt.Errorf("stopped in disorder by a second signal: %s", s)
 	case <-late.C:
-		return fmt.Errorf("still busy %s after the signal to stop", stopWithin)
+		return fmt.Errorf("still busy %s after the signal to stop", within)
 	}
 }
 
@@ -179,15 +184,25 @@ func (c *daemonConfig) run(ctx context.Context, log *slog.Logger) (err error) {
 		return err
 	}
 	publisher := portmap.NewPublisher(portmap.PublisherConfig{
-		Mapper:    mapper,
-		Ranges:    ranges.forPublisher(),
-		Hooks:     steering.forPublisher(),
-		UDPIdle:   c.udpTimeout,
+		Mapper:  mapper,
+		Ranges:  ranges.forPublisher(),
+		Hooks:   steering.forPublisher(),
+		UDPIdle: c.udpTimeout,
+
+		DialTimeout: c.limits.dialTimeout,
+		MaxConns:    c.limits.maxConns,
+		MaxFlows:    c.limits.maxFlows,
+
 		SysctlDir: c.sysctlDir,
 		Name:      func(endpoint string) string { return describe(st, endpoint) },
 		Log:       log,
 	})
 	defer closing(&err, publisher.Close)
+	defer func() {
+		if err == nil {
+			c.limits.drainFrom(publisher, log)
+		}
+	}()
 
 	d := driver.New(driver.Config{
 		Store:     st,
@@ -196,6 +211,7 @@ func (c *daemonConfig) run(ctx context.Context, log *slog.Logger) (err error) {
 		SysctlDir: c.sysctlDir,
 		IPForward: c.ipForward,
 		Log:       log,
+		Status:    publisher.Status,
 		Version:   version,
 		Info:      c.info(kind, reason, steering, ranges),
 	})

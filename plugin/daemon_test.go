@@ -159,7 +159,7 @@ func TestASecondSignalEndsTheWait(t *testing.T) {
 	status := make(chan error, 1)
 	log := &syncBuffer{}
 	go report(context.Background(), func(ctx context.Context) error {
-		return untilSignal(ctx, newLogFlags().logger(log), "stopping", func(context.Context) error {
+		return untilSignal(ctx, newLogFlags().logger(log), "stopping", stopWithin, func(context.Context) error {
 			close(began)
 			<-stuck
 			return nil

@@ -27,6 +27,12 @@ func (c *client) list(ctx context.Context) ([]driver.EndpointInfo, error) {
 	return l.Endpoints, err
 }
 
+func (c *client) status(ctx context.Context) (driver.StatusResponse, error) {
+	var s driver.StatusResponse
+	err := c.call(ctx, "Status", struct{}{}, &s)
+	return s, err
+}
+
 func (c *client) setOwner(ctx context.Context, endpoint string, o store.Owner) error {
 	return c.call(ctx, "SetOwner", driver.SetOwnerRequest{
 		EndpointID: endpoint, ContainerID: o.ContainerID, ContainerName: o.ContainerName,

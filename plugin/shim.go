@@ -48,7 +48,7 @@ It also tells the daemon which container an endpoint is of, for portolan ls.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			log := logs.logger(cmd.ErrOrStderr())
-			return untilSignal(cmd.Context(), log, "stopping", func(ctx context.Context) error { return c.run(ctx, log) })
+			return untilSignal(cmd.Context(), log, "stopping", stopWithin, func(ctx context.Context) error { return c.run(ctx, log) })
 		},
 	}
 	c.daemon = addSocketFlag(cmd)

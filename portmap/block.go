@@ -42,14 +42,15 @@ type Ranges interface {
 // is one. Below, every port has a socket, which ss(8) shows.
 const BlockMin = 1024
 
-// blockFlows is how many UDP flows all blocks may have together: as many as the
-// open files that proxies may take of 32,768.
-const blockFlows = 8 * proxy.DefaultMaxFlows
+// blockShare is how many times the connections and flows of a port all blocks may
+// have together. By default that is 8,192 flows: as many as the open files that
+// proxies may take of 32,768.
+const blockShare = 8
 
 // blocks are the ranges of host ports that Ranges holds, and what serves them.
 type blocks struct {
 	ranges Ranges
-	cfg    proxy.UDPConfig
+	cfg    proxyConfig
 	log    *slog.Logger
 
 	mu      sync.Mutex // guards below, and changes of served
@@ -61,6 +62,7 @@ type blocks struct {
 type rangesProxy interface {
 	// ResetWhere is Reset for the local addresses that match.
 	ResetWhere(match func(local netip.AddrPort) bool)
+	Samples() []proxy.Sample
 	Close() error
 }
 
@@ -89,10 +91,14 @@ func (bs *blocks) start(p *hostPort) error {
 			return err
 		}
 		for _, ln := range listeners {
-			bs.proxies = append(bs.proxies, proxy.ServeTCP(ln, bs.backendOf(TCP), proxy.TCPConfig{Files: bs.cfg.Files, Log: bs.cfg.Log}))
+			cfg := bs.cfg.tcp
+			cfg.Counters = bs.countersOf(TCP)
+			bs.proxies = append(bs.proxies, proxy.ServeTCP(ln, bs.backendOf(TCP), cfg))
 		}
 		for _, c := range conns {
-			bs.proxies = append(bs.proxies, proxy.ServeSteeredUDP(c, bs.backendOf(UDP), bs.cfg))
+			cfg := bs.cfg.udp
+			cfg.Counters = bs.countersOf(UDP)
+			bs.proxies = append(bs.proxies, proxy.ServeSteeredUDP(c, bs.backendOf(UDP), cfg))
 		}
 	}
 	if !slices.Contains(bs.list(), p) {
@@ -137,18 +143,43 @@ func (bs *blocks) parted(p *hostPort, parts ...*hostPort) {
 	}
 }
 
-func (bs *blocks) store(list []*hostPort) { bs.served.Store(&list) }
+func (bs *blocks) store(list []*hostPort) {
+	for _, p := range list {
+		if p.counts == nil {
+			p.counts = new(proxy.Counters)
+		}
+	}
+	bs.served.Store(&list)
+}
 
 // backendOf finds the container's side of what came to a local address.
 func (bs *blocks) backendOf(p Proto) proxy.BackendFunc {
 	return func(local netip.AddrPort) (netip.AddrPort, bool) {
-		for _, port := range bs.list() {
-			if port.Proto == p && port.includes(local) {
-				return port.backend(local)
-			}
+		if port := bs.find(p, local); port != nil {
+			return port.backend(local)
 		}
 		return netip.AddrPort{}, false
 	}
+}
+
+// countersOf finds the counters of what came to a local address.
+func (bs *blocks) countersOf(p Proto) proxy.CountersFunc {
+	return func(local netip.AddrPort) *proxy.Counters {
+		if port := bs.find(p, local); port != nil {
+			return port.counts
+		}
+		return nil
+	}
+}
+
+// find is the port that is served at a local address, nil for none.
+func (bs *blocks) find(p Proto, local netip.AddrPort) *hostPort {
+	for _, port := range bs.list() {
+		if port.Proto == p && port.includes(local) {
+			return port
+		}
+	}
+	return nil
 }
 
 // includes says whether a local address is one of m's.

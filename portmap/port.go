@@ -1,6 +1,7 @@
 package portmap
 
 import (
+	"cmp"
 	"errors"
 	"net/netip"
 	"sync/atomic"
@@ -14,6 +15,7 @@ type hostPort struct {
 	lease
 	asked  netip.Addr             // the host address as asked for; of a mixed network one family of it is held
 	proxy  proxy.Proxy            // nil until first served, and of a block, which shares one
+	counts *proxy.Counters        // of a block that is served
 	target atomic.Pointer[Target] // nil while nobody serves
 	parked bool                   // the number is the sandbox's, and nothing keeps others off
 }
@@ -27,7 +29,7 @@ func (p *hostPort) wanted() Mapping {
 
 // serve sends what reaches the socket to t from now on. What was on its way to
 // another target is cut.
-func (p *hostPort) serve(t Target, cfg proxy.UDPConfig) error {
+func (p *hostPort) serve(t Target, cfg proxyConfig) error {
 	old := p.target.Swap(&t)
 	if p.block != nil {
 		return p.block.serve(p, t, old != nil && *old != t)
@@ -37,10 +39,10 @@ func (p *hostPort) serve(t Target, cfg proxy.UDPConfig) error {
 			p.proxy.Reset()
 		}
 	} else if p.Proto == TCP {
-		tcp := proxy.ServeTCP(p.TCP, p.backend, proxy.TCPConfig{Files: cfg.Files, Log: cfg.Log})
+		tcp := proxy.ServeTCP(p.TCP, p.backend, cfg.tcp)
 		p.proxy, p.taken = tcp, tcp
 	} else {
-		udp := proxy.ServeUDP(p.UDP, p.backend, cfg)
+		udp := proxy.ServeUDP(p.UDP, p.backend, cfg.udp)
 		p.proxy, p.taken = udp, udp
 	}
 	return p.Open()
@@ -173,8 +175,24 @@ func (p *Publisher) serve(s *sandbox) {
 	p.steer(s)
 }
 
-func (p *Publisher) proxyConfig() proxy.UDPConfig {
-	return proxy.UDPConfig{Idle: p.cfg.UDPIdle, Files: &p.files, Log: p.cfg.Log}
+// proxyConfig is how ports are served.
+type proxyConfig struct {
+	tcp proxy.TCPConfig
+	udp proxy.UDPConfig
+}
+
+func (p *Publisher) proxyConfig() proxyConfig {
+	return proxyConfig{
+		proxy.TCPConfig{DialTimeout: p.cfg.DialTimeout, MaxConns: cmp.Or(p.cfg.MaxConns, max(proxy.MostConns()/4, 1)), Files: &p.files, Log: p.cfg.Log},
+		proxy.UDPConfig{Idle: p.cfg.UDPIdle, MaxFlows: p.cfg.MaxFlows, Files: &p.files, Log: p.cfg.Log},
+	}
+}
+
+// ofBlocks is c for all blocks together.
+func (c proxyConfig) ofBlocks() proxyConfig {
+	c.tcp.MaxConns = min(c.tcp.MaxConns*blockShare, max(proxy.MostConns()/4, 1))
+	c.udp.MaxFlows *= blockShare
+	return c
 }
 
 // release closes ports and forgets them.

@@ -22,6 +22,14 @@ type PublisherConfig struct {
 	// UDPIdle is how long the proxy keeps a UDP flow in which nothing is sent;
 	// 0 means package proxy's default.
 	UDPIdle time.Duration
+	// DialTimeout is how long a container may take to accept a connection of the
+	// proxy; 0 means package proxy's default.
+	DialTimeout time.Duration
+	// MaxConns is how many connections a port may have through the proxy at a
+	// time; 0 means a quarter of what all ports together may. MaxFlows is the same
+	// for UDP flows; 0 means package proxy's default. All long ranges together
+	// have eight times that.
+	MaxConns, MaxFlows int
 	// SysctlDir is where net.* settings are read; "" means /proc/sys/net.
 	SysctlDir string
 	// Name describes an endpoint in an error, as "container web"; nil or ""
@@ -68,14 +76,13 @@ func NewPublisher(cfg PublisherConfig) *Publisher {
 		cfg.Reserver = NewSockets(cfg.Log)
 	}
 	cfg.SysctlDir = cmp.Or(cfg.SysctlDir, "/proc/sys/net")
+	cfg.MaxFlows = cmp.Or(cfg.MaxFlows, proxy.DefaultMaxFlows)
 	p := &Publisher{
 		cfg: cfg, allocators: map[Proto]*Allocator{},
 		sandboxes: map[string]*sandbox{}, endpoints: map[string]string{},
 	}
 	if cfg.Ranges != nil {
-		shared := p.proxyConfig()
-		shared.MaxFlows = blockFlows
-		p.blocks = &blocks{ranges: cfg.Ranges, cfg: shared, log: cfg.Log}
+		p.blocks = &blocks{ranges: cfg.Ranges, cfg: p.proxyConfig().ofBlocks(), log: cfg.Log}
 	}
 	for _, proto := range Protos {
 		a := NewAllocator(proto, cfg.Reserver, cfg.SysctlDir)

@@ -60,7 +60,7 @@ func openRanges(t testing.TB) portmap.Ranges {
 	return table
 }
 
-func newTownWith(t testing.TB, ranges portmap.Ranges) *town {
+func newTownWith(t testing.TB, ranges portmap.Ranges, changes ...func(*portmap.PublisherConfig)) *town {
 	t.Helper()
 	netnstest.Sysctl(t, "ipv4/ip_forward", "1")
 	netnstest.Sysctl(t, "ipv6/conf/all/forwarding", "1")
@@ -88,7 +88,11 @@ func newTownWith(t testing.TB, ranges portmap.Ranges) *town {
 	require.NoError(t, w.mapper.Load([]portmap.Network{rigNet}, nil))
 	netnstest.Sysctl(t, "ipv4/conf/plbr0/route_localnet", "1")
 	w.hooks = openHooks(t)
-	w.Publisher = portmap.NewPublisher(portmap.PublisherConfig{Mapper: w.mapper, Ranges: ranges, Hooks: w.hooks})
+	cfg := portmap.PublisherConfig{Mapper: w.mapper, Ranges: ranges, Hooks: w.hooks}
+	for _, change := range changes {
+		change(&cfg)
+	}
+	w.Publisher = portmap.NewPublisher(cfg)
 	t.Cleanup(func() {
 		assert.NoError(t, w.Close())
 		assert.NoError(t, w.mapper.Load(nil, nil))

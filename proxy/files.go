@@ -43,11 +43,18 @@ func (f *Files) take(n int64, fd int) bool {
 	return true
 }
 
+// Taken is how many files the traffic has now.
+func (f *Files) Taken() int { return int(f.taken.Load()) }
+
 func (f *Files) give(n int64) {
 	if f != nil {
 		f.taken.Add(-n)
 	}
 }
+
+// MostConns is how many connections all proxies that share a Files may have
+// together, as far as the process's limit of now goes.
+func MostConns() int { return openFiles() / 2 / filesOfConn }
 
 // KeptBack says whether a file descriptor is one of the last 64 that this
 // process may have, or of the last quarter where there are so few: those are not

@@ -95,6 +95,9 @@ func (o *outbox) send(fd int, left func(f *flow, data *unix.Iovec)) {
 			// its device cannot.
 			*m.limit = m.size - 1
 			o.sendApart(fd, i)
+			i++
+			again = false
+			continue
 		case !again:
 			// Twice, because an ICMP error that an earlier datagram caused is
 			// reported by the next call, which then sends nothing.
@@ -106,6 +109,7 @@ func (o *outbox) send(fd int, left func(f *flow, data *unix.Iovec)) {
 		}
 		// Lost, as the network might have lost it: the route is gone, or the
 		// datagram too long for the receiver's family.
+		m.flow.count.add(datagramsDropped, int64(m.count))
 		i++
 		again = false
 	}
@@ -182,8 +186,8 @@ func (o *outbox) sendApart(fd, i int) {
 	}
 	for j := range m.count {
 		h.Iov = &o.iovs[m.first+j]
-		if sendmsg(fd, h) != nil {
-			_ = sendmsg(fd, h) // see send
+		if sendmsg(fd, h) != nil && sendmsg(fd, h) != nil { // see send
+			m.flow.count.add(datagramsDropped, 1)
 		}
 	}
 }

@@ -154,3 +154,17 @@ func putSegment(b []byte, size int) int {
 func bytesOf(v *unix.Iovec) []byte {
 	return append(make([]byte, 0, v.Len+1), unsafe.Slice(v.Base, v.Len)...)
 }
+
+// queueDrops is what the kernel has dropped at a socket because its queue was full
+// (sk_drops): datagrams, or of a listener SYNs and connections.
+func queueDrops(fd int) uint32 {
+	const drops, vars = 8, 9 // SK_MEMINFO_DROPS, SK_MEMINFO_VARS
+	var info [vars]uint32
+	size := uint32(unsafe.Sizeof(info))
+	_, err := result(syscall.RawSyscall6(unix.SYS_GETSOCKOPT, uintptr(fd), unix.SOL_SOCKET, unix.SO_MEMINFO,
+		uintptr(unsafe.Pointer(&info)), uintptr(unsafe.Pointer(&size)), 0))
+	if err != nil || size < uint32(unsafe.Sizeof(info)) {
+		return 0
+	}
+	return info[drops]
+}

@@ -25,6 +25,12 @@ type TCPConfig struct {
 	// DialTimeout is how long a backend may take to accept a connection;
 	// 0 means DefaultDialTimeout.
 	DialTimeout time.Duration
+	// MaxConns is how many connections there may be at a time: one more is reset.
+	// 0 means no bound but Files.
+	MaxConns int
+	// Counters, if not nil, has the numbers of a proxy that serves several ports
+	// counted apart; Samples then has only those of the socket.
+	Counters CountersFunc
 	// Files bounds the connections: one more is reset. nil means no bound.
 	Files *Files
 	// Log gets a line for each connection that is refused (debug), and one a
@@ -38,7 +44,9 @@ type TCP struct {
 	timer       // of a rest
 	backend     BackendFunc
 	dialTimeout time.Duration
+	maxConns    int
 	files       *Files
+	tally       tally
 	shut        func() error // shutdown, once
 
 	loop   *tcpLoop // nil before join
@@ -66,7 +74,9 @@ func newTCP(ln *net.TCPListener, backend BackendFunc, cfg TCPConfig) *TCP {
 		frontend:    newFrontend(&tcpHub.mu, ln, ln.Addr(), cfg.Log),
 		backend:     backend,
 		dialTimeout: cfg.DialTimeout,
+		maxConns:    cfg.MaxConns,
 		files:       cfg.Files,
+		tally:       tally{of: cfg.Counters},
 		conns:       make(map[*tcpConn]struct{}),
 		accept:      accept4,
 	}
@@ -113,7 +123,9 @@ func (p *TCP) shutdown() error {
 	var ended <-chan struct{}
 	if l := p.loop; l != nil {
 		l.due.set(p, time.Time{})
-		l.unwatch(p.fd)
+		if p.fd >= 0 { // not drained
+			l.unwatch(p.fd)
+		}
 		for c := range p.conns {
 			c.reset()
 		}
@@ -130,28 +142,64 @@ func (p *TCP) shutdown() error {
 	return nil
 }
 
+// Samples implements Counted.
+func (p *TCP) Samples() []Sample {
+	return p.samplesOf(&p.tally, Sample{Name: "portolan_proxy_listener_drops_total"})
+}
+
+// Drain takes the connections that wait, and then stops listening: new ones are
+// refused, and those under way go on until they end, or Close. Draining again
+// does nothing.
+func (p *TCP) Drain() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.fd < 0 {
+		return
+	}
+	if l := p.loop; l != nil {
+		for p.take() {
+		}
+		l.due.set(p, time.Time{})
+		l.unwatch(p.fd)
+	}
+	if err := p.close(); err != nil {
+		p.log.Warn("stop listening", "frontend", p.addr, "err", err)
+	}
+}
+
+// Connections is how many are under way.
+func (p *TCP) Connections() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return len(p.conns)
+}
+
 // The methods below are the loop's, which has the hub's lock.
 
 // ready has connections be taken at the end of the round: their sockets may get
 // the numbers of others, of which there are still events.
 func (p *TCP) ready(uint32) { p.loop.waiting = append(p.loop.waiting, p) }
 
-// take accepts connections.
-func (p *TCP) take() {
+// take accepts connections. It is true where there may be more.
+func (p *TCP) take() bool {
 	for range acceptsAtOnce {
+		if p.fd < 0 { // drained since
+			return false
+		}
 		fd, err := p.accept(p.fd)
 		switch {
 		case err == nil:
 			p.wait = 0
 			p.serve(fd)
 		case errors.Is(err, unix.EAGAIN):
-			return
+			return false
 		case errors.Is(err, unix.EINTR), errors.Is(err, unix.ECONNABORTED):
 		default:
 			p.rest(err)
-			return
+			return false
 		}
 	}
+	return true
 }
 
 // rest leaves the listener alone for a while after an error, which would only be
@@ -175,20 +223,23 @@ func (p *TCP) tick() {
 
 // serve begins a connection of the client at fd.
 func (p *TCP) serve(fd int) {
+	name, _ := localName(fd)
+	local, _ := name.addrPort()
+	count := p.tally.at(local)
+	if p.maxConns > 0 && len(p.conns) >= p.maxConns {
+		p.turnAway(fd, count, refusedLimit, "refuse connections: the port has as many as it may")
+		return
+	}
 	if !p.files.take(filesOfConn, fd) {
-		if p.failing.now() {
-			p.log.Warn("refuse connections: too many open files; raise the limit of this process (systemd: LimitNOFILE=)",
-				"frontend", p.addr, "client", peerOf(fd))
-		}
-		abort(fd)
+		p.turnAway(fd, count, refusedFiles, "refuse connections: too many open files; raise the limit of this process (systemd: LimitNOFILE=)")
 		return
 	}
 	if !tuned(fd) { // it came before the listener was
 		tune(fd)
 	}
-	name, _ := localName(fd)
-	local, _ := name.addrPort()
-	c := &tcpConn{proxy: p, local: local}
+	count.add(connections, 1)
+	count.add(connectionsTotal, 1)
+	c := &tcpConn{proxy: p, local: local, count: count}
 	c.client = side{conn: c, other: &c.backend, fd: fd}
 	c.backend = side{conn: c, other: &c.client, fd: -1}
 	p.conns[c] = struct{}{}
@@ -201,6 +252,15 @@ func (p *TCP) serve(fd int) {
 	if err := c.dial(); err != nil {
 		c.refuse(err)
 	}
+}
+
+// turnAway resets a client for whom there is no room.
+func (p *TCP) turnAway(fd int, count *Counters, what counter, why string) {
+	count.add(what, 1)
+	if p.failing.now() {
+		p.log.Warn(why, "frontend", p.addr, "client", peerOf(fd))
+	}
+	abort(fd)
 }
 
 var errNoBackend = errors.New("no backend")

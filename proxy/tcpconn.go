@@ -16,6 +16,7 @@ type tcpConn struct {
 	timer     // of the dial
 	proxy     *TCP
 	local, to netip.AddrPort
+	count     *Counters
 
 	client, backend side
 	connected       bool     // to the backend
@@ -135,6 +136,7 @@ func (c *tcpConn) dialled() bool {
 
 // refuse resets a client that cannot be served.
 func (c *tcpConn) refuse(err error) {
+	c.count.add(refusal(err), 1)
 	if log := c.proxy.log; log.Enabled(context.Background(), slog.LevelDebug) {
 		log.Debug("refuse connection", "frontend", c.local, "client", peerOf(c.client.fd), "backend", c.to, "err", err)
 	}
@@ -167,6 +169,7 @@ func (c *tcpConn) end() {
 		}
 	}
 	p.files.give(filesOfConn)
+	c.count.add(connections, -1)
 	delete(p.conns, c)
 }
 

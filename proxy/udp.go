@@ -30,6 +30,9 @@ type UDPConfig struct {
 	// MaxFlows is how many flows there may be at a time; one more ends the
 	// idlest. 0 means DefaultMaxFlows.
 	MaxFlows int
+	// Counters, if not nil, has the numbers of a proxy that serves several ports
+	// counted apart; Samples then has only those of the socket.
+	Counters CountersFunc
 	// Files bounds the flows of all ports together: one more is not opened. nil
 	// means no bound.
 	Files *Files
@@ -46,6 +49,7 @@ type UDP struct {
 	idle     time.Duration
 	maxFlows int
 	files    *Files
+	tally    tally
 	shut     func() error // shutdown, once
 
 	loop  *udpLoop // nil before join
@@ -82,6 +86,7 @@ func newUDP(conn *net.UDPConn, backend BackendFunc, cfg UDPConfig) *UDP {
 		idle:     cfg.Idle,
 		maxFlows: cfg.MaxFlows,
 		files:    cfg.Files,
+		tally:    tally{of: cfg.Counters},
 		receive:  (*batch).receiveRequests,
 	}
 	p.outlet.fd = p.fd
@@ -110,6 +115,11 @@ func (p *UDP) start() {
 		p.loop, err = udpHub.enter(p.fd, p)
 		return err
 	})
+}
+
+// Samples implements Counted.
+func (p *UDP) Samples() []Sample {
+	return p.samplesOf(&p.tally, Sample{Name: "portolan_proxy_socket_drops_total"})
 }
 
 // Reset ends every flow. The next datagram of each client is looked up again.

@@ -31,6 +31,7 @@ func newFlowKey(client netip.AddrPort, info pktinfo) flowKey {
 type flow struct {
 	proxy    *UDP
 	key      flowKey
+	count    *Counters
 	fd       int     // connected to the backend; -1 once the flow is over
 	outlet   *outlet // for replies
 	front    *front  // of a steered flow, which is its outlet too
@@ -76,6 +77,7 @@ func (f *flow) end() {
 	}
 	_ = l.close(f.fd)
 	f.fd = -1
+	f.count.add(flows, -1)
 	f.proxy.files.give(filesOfFlow)
 	if f.front != nil {
 		f.front.close()

@@ -76,10 +76,12 @@ func (l *udpLoop) sendRequests() {
 	for i, f := range l.asked {
 		l.asked[i] = nil
 		f.requests.each(l.batch, func(slot int) { l.out.add(l.batch.data(slot), f, nil, &f.up) })
-		l.out.send(f.fd, func(*flow, *unix.Iovec) {})
+		l.out.send(f.fd, dropRequest)
 	}
 	l.asked = l.asked[:0]
 }
+
+func dropRequest(f *flow, _ *unix.Iovec) { f.count.add(datagramsDropped, 1) }
 
 // sendReplies sends what is in the batch to clients, by one call for each
 // outlet.

@@ -70,24 +70,34 @@ func (p *UDP) pause(err error) {
 func (p *UDP) open(key flowKey, info pktinfo, client address) *flow {
 	to, ok := p.backend(key.local)
 	if !ok {
+		p.tally.at(key.local).add(datagramsDropped, 1)
 		p.log.Debug("drop datagram without backend", "frontend", key.local, "client", key.client)
 		return nil
 	}
 	client.source = info.source(key.ifindex)
+	count := p.tally.at(key.local)
 	f, err := p.newFlow(key, client, to)
 	if idlest := p.flows.idlest(); errors.Is(err, unix.EMFILE) && idlest != nil {
+		idlest.count.add(evictedFiles, 1)
 		p.endFlow(idlest)
 		f, err = p.newFlow(key, client, to)
 	}
 	if err != nil {
+		count.add(flowsRefused, 1)
+		count.add(datagramsDropped, 1)
 		if p.failing.now() {
 			p.log.Warn("open flow", "frontend", key.local, "client", key.client, "backend", to, "err", err)
 		}
 		return nil
 	}
 	if p.flows.len() >= p.maxFlows {
-		p.endFlow(p.flows.idlest())
+		idlest := p.flows.idlest()
+		idlest.count.add(evictedLimit, 1)
+		p.endFlow(idlest)
 	}
+	f.count = count
+	count.add(flows, 1)
+	count.add(flowsTotal, 1)
 	p.flows.insert(f, p.loop.now)
 	if p.place == 0 {
 		p.schedule()
