@@ -20,7 +20,8 @@ import (
 //
 // All rules are in chains PORTOLAN-*. Outside are only the jumps to them from
 // the built-in chains: first in each, but in FORWARD after that to DOCKER-USER,
-// where an administrator's rules come first, and last in FORWARD for Guard. The
+// where an administrator's rules come first, and last in FORWARD for Guard;
+// PORTOLAN-USER is the administrator's own. The
 // one thing that iptables has no word for is in the table of bridgeTable.
 type IPTables struct {
 	log *slog.Logger
@@ -275,7 +276,7 @@ func CleanupIPTables(cfg IPTablesConfig) error {
 		if err == nil {
 			have, err = t.read()
 		}
-		if err == nil && len(have.ours()) > 0 {
+		if rules, user := have[iptUser]; err == nil && (len(have.ours()) > 0 || user && len(rules) == 0) {
 			orDiscard(cfg.Log).Info("remove "+t.path+" chains", "names", iptPrefix+"*")
 			err = t.sync(nil)
 		}

@@ -43,7 +43,7 @@ func (t *iptTool) read() (iptRuleset, error) {
 func (r iptRuleset) ours() iptRuleset {
 	own := iptRuleset{}
 	for c, rules := range r {
-		if strings.HasPrefix(c.name, iptPrefix) {
+		if strings.HasPrefix(c.name, iptPrefix) && c != iptUser {
 			own[c] = rules
 		}
 	}
@@ -73,13 +73,20 @@ func (t *iptTool) sync(want iptRuleset) error {
 			stale[c] = rules
 		}
 	}
+	if err := t.ensureUser(have, len(want) > 0); err != nil {
+		return err
+	}
 	if err := t.restore(iptRestoreText(nil, want)); err != nil {
 		return err
 	}
 	if err := t.restore(iptJumpText(iptJumpEdits(have, want))); err != nil {
 		return err
 	}
-	return t.restore(iptRestoreText(stale, nil))
+	if err := t.restore(iptRestoreText(stale, nil)); err != nil {
+		return err
+	}
+	t.removeUser(have, len(want) == 0)
+	return nil
 }
 
 // iptRestoreText is what makes want of have, for iptables-restore --noflush.

@@ -124,7 +124,7 @@ func iptPlanBase(is4 bool, r iptRuleset) {
 	}
 	r.add("nat", "DNAT")
 	r.add("nat", "POSTROUTING")
-	r.add("filter", "FORWARD")
+	r.add("filter", "FORWARD", "-j "+iptUser.name)
 	// By no interface: after its translation the kernel goes on here with that of before.
 	r.add("filter", "OUTPUT", iptDNATed+"-j "+iptPrefix+"PORTS-LOCAL")
 	r.add("filter", "INPUT", "-i lo -j RETURN")

@@ -47,6 +47,7 @@ func TestIPTPlan(t *testing.T) {
 	comment := "-m comment --comment " + iptTarget.Endpoint
 	require.Equal(t, `# filter
 -N PORTOLAN-FORWARD
+-A PORTOLAN-FORWARD -j PORTOLAN-USER
 -A PORTOLAN-FORWARD -o plbr0 -j PORTOLAN-IN-plbr0
 -A PORTOLAN-FORWARD -i plbr0 -j PORTOLAN-OUT-plbr0
 # filter
@@ -133,7 +134,7 @@ func TestIPTPlanChains(t *testing.T) {
 		want         []string // nil: no such chain
 	}{
 		{"internal is closed first", with(func(n *Network) { n.Internal = true }), Publication{}, true, "filter", "FORWARD", []string{
-			"-i plbr0 ! -o plbr0 -j DROP", "! -i plbr0 -o plbr0 -j DROP", "-o plbr0 -j PORTOLAN-IN-plbr0", "-i plbr0 -j PORTOLAN-OUT-plbr0"}},
+			"-j PORTOLAN-USER", "-i plbr0 ! -o plbr0 -j DROP", "! -i plbr0 -o plbr0 -j DROP", "-o plbr0 -j PORTOLAN-IN-plbr0", "-i plbr0 -j PORTOLAN-OUT-plbr0"}},
 		{"internal has no NAT", with(func(n *Network) { n.Internal = true }), Publication{}, true, "nat", "POSTROUTING", []string{}},
 		{"no communication", with(func(n *Network) { n.NoICC = true }), Publication{}, true, "filter", "IN-plbr0", []string{
 			"-m conntrack --ctstate DNAT -j PORTOLAN-PORTS",

@@ -94,17 +94,9 @@ func testMaxFlows(t *testing.T, kind string, sources int) {
 	say(t, w.c3, 53, "three")
 	limited := target("e1", 2)
 	limited.MaxFlows = limit
-	ms := func(texts ...string) (all []portmap.Mapping) {
-		for _, s := range texts {
-			m, err := portmap.ParseMapping(s)
-			require.NoError(t, err)
-			all = append(all, m)
-		}
-		return all
-	}
-	pub := portmap.Publication{Target: limited, Mappings: ms("53->53/udp", "8080->80", "8080->80/udp", "10000-10009->10000-10009/udp", "198.51.100.1:9000->80")}
+	pub := portmap.Publication{Target: limited, Mappings: mappings(t, "53->53/udp", "8080->80", "8080->80/udp", "10000-10009->10000-10009/udp", "198.51.100.1:9000->80")}
 	require.NoError(t, m.Map(pub))
-	require.NoError(t, m.Map(portmap.Publication{Target: target("e2", 3), Mappings: ms("5353->53/udp", "5353->53")}))
+	require.NoError(t, m.Map(portmap.Publication{Target: target("e2", 3), Mappings: mappings(t, "5353->53/udp", "5353->53")}))
 	other := []string{"198.51.100.1:5353"}
 	requireSays(t, w.neighbour, "three", other...)
 	requireSays(t, w.neighbour, "two", "198.51.100.1:8080")

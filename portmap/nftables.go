@@ -19,10 +19,12 @@ import (
 // Every call is one transaction, and a packet's look-up costs the same with one
 // and with 65,535 published ports: ports are elements of maps. All of it is in the table inet
 // portolan, which the kernel keeps from everybody else where it can (Linux 6.9).
-// Outside are the one rule of dockerUser and the table of bridgeTable.
+// Outside are the one rule of dockerUser, and the tables of userTable and
+// bridgeTable.
 type NFTables struct {
 	log    *slog.Logger
 	docker *dockerUser
+	user   userTable
 	ports  *bridgeTable
 
 	mu    sync.Mutex // guards below
@@ -59,7 +61,7 @@ func NewNFTables(log *slog.Logger) (*NFTables, error) {
 		return nil, fmt.Errorf("list nftables tables: %w", err)
 	}
 	return &NFTables{
-		log: orDiscard(log), docker: newDockerUser(conn.Conn, orDiscard(log)), ports: newBridgeTable(orDiscard(log)),
+		log: orDiscard(log), docker: newDockerUser(conn.Conn, orDiscard(log)), user: userTable{conn.Conn, orDiscard(log)}, ports: newBridgeTable(orDiscard(log)),
 		conn: conn, nftMirror: newNFTMirror(),
 	}, nil
 }
@@ -157,12 +159,13 @@ func (m *NFTables) settleLocked() error {
 	return err
 }
 
-// outsideLocked keeps the rule in DOCKER-USER and the table of family bridge,
-// and says whether it had to change them.
+// outsideLocked keeps the rule in DOCKER-USER, the table for the administrator's
+// rules, and the table of family bridge, and says whether it had to change them.
 func (m *NFTables) outsideLocked() (changed bool, err error) {
-	user, userErr := m.docker.ensure(len(m.nets) > 0)
+	docker, dockerErr := m.docker.ensure(len(m.nets) > 0)
+	user, userErr := m.user.ensure(len(m.nets) > 0)
 	ports, portsErr := m.ports.ensure(m.closesPorts())
-	return user || ports, errors.Join(userErr, portsErr)
+	return docker || user || ports, errors.Join(dockerErr, userErr, portsErr)
 }
 
 func (m *NFTables) removeTableLocked() error {

@@ -120,14 +120,10 @@ func (c *nftConn) newTable(flags uint32) error {
 	if err != nil {
 		return err
 	}
-	nfgen := func(family, resID byte) []byte { return []byte{family, unix.NFNETLINK_V0, 0, resID} }
-	msg := func(typ int, flags netlink.HeaderFlags, data []byte) netlink.Message {
-		return netlink.Message{Header: netlink.Header{Type: netlink.HeaderType(typ), Flags: netlink.Request | flags}, Data: data}
-	}
 	_, err = c.raw.SendMessages([]netlink.Message{
-		msg(unix.NFNL_MSG_BATCH_BEGIN, 0, nfgen(0, unix.NFNL_SUBSYS_NFTABLES)),
-		msg(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_NEWTABLE, netlink.Create|netlink.Acknowledge, append(nfgen(byte(c.table.Family), 0), attrs...)),
-		msg(unix.NFNL_MSG_BATCH_END, 0, nfgen(0, unix.NFNL_SUBSYS_NFTABLES)),
+		nftMessage(unix.NFNL_MSG_BATCH_BEGIN, 0, 0, unix.NFNL_SUBSYS_NFTABLES, nil),
+		nftMessage(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_NEWTABLE, netlink.Create|netlink.Acknowledge, byte(c.table.Family), 0, attrs),
+		nftMessage(unix.NFNL_MSG_BATCH_END, 0, 0, unix.NFNL_SUBSYS_NFTABLES, nil),
 	})
 	if err != nil {
 		return err
