@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"fmt"
 	"net"
 	"net/netip"
 	"testing"
@@ -25,14 +26,9 @@ func value(t *testing.T, p Counted, name string) int {
 
 func requireValues(t *testing.T, p Counted, want map[string]int) {
 	t.Helper()
-	require.Eventually(t, func() bool {
-		for name, n := range want {
-			if value(t, p, name) != n {
-				return false
-			}
-		}
-		return true
-	}, patience, time.Millisecond, "%v of %v", want, p)
+	for name, n := range want {
+		eventually(t, func() bool { return value(t, p, name) == n }, fmt.Sprintf("%s is not %d", name, n))
+	}
 }
 
 func TestTCPCountsConnections(t *testing.T) {

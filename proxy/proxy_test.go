@@ -20,6 +20,10 @@ func TestMain(m *testing.M) {
 		serveForBenchmarks(what)
 		return
 	}
+	if what := os.Getenv(lorisEnv); what != "" {
+		loris(what)
+		return
+	}
 	goleak.VerifyTestMain(m)
 }
 
