@@ -67,6 +67,12 @@ fuzz: deps ## every decoder with bad input, 5 seconds each (root)
 e2e: deps plugin ## tests against private engines (root); ENGINE=/dir has their dockerd
 	go test -count=1 -timeout 15m $(E2E)
 
+# Beside Docker's own driver: make closed NEWER=/dir has a newer dockerd.
+.PHONY: closed
+closed: deps ## the table of docs/guarantees.md: what Portolan and Docker's driver keep closed
+	@test -n '$(NEWER)' || { echo 'usage: make closed NEWER=/folder/of/a/newer/dockerd' >&2; exit 2; }
+	go test -count=1 -timeout 5m -run 'TestClosed$$' ./e2e -closed-table ../docs/guarantees.md -closed-newer '$(abspath $(NEWER))'
+
 .PHONY: compose
 compose: deps ## docker compose and buildx by the shim; builds both, minutes the first time
 	./scripts/compose.sh

@@ -65,6 +65,7 @@ func (r iptRuleset) wants(j iptJump) bool {
 const (
 	iptDNATed      = "-m conntrack --ctstate DNAT "
 	iptEstablished = "-m conntrack --ctstate RELATED,ESTABLISHED "
+	iptFromLocal   = "-m addrtype --src-type LOCAL " // as stmtFromLocal
 )
 
 // iptPlan is all of our rules of one family: nothing without a network.
@@ -73,8 +74,8 @@ func iptPlan(is4 bool, m *iptMirror) iptRuleset {
 	if len(m.nets) == 0 {
 		return r
 	}
-	iptPlanBase(is4, r)
 	nets := slices.SortedFunc(maps.Values(m.nets), func(a, b Network) int { return cmp.Compare(a.ID, b.ID) })
+	iptPlanBase(is4, r, nets)
 	// An internal network is closed before anything else may accept.
 	for _, n := range nets {
 		if n.Internal {
@@ -93,6 +94,9 @@ func iptPlan(is4 bool, m *iptMirror) iptRuleset {
 	// Every packet to this host passes INPUT; what was let in once is not looked
 	// at again.
 	r.add("filter", "INPUT", iptEstablished+"-j RETURN")
+	for _, n := range nets {
+		r.add("filter", "INPUT", fmt.Sprintf("-i %s %s--dst-type LOCAL -j DROP", n.Bridge, iptFromLocal))
+	}
 	pubs := slices.SortedFunc(maps.Values(m.pubs), func(a, b Publication) int { return cmp.Compare(a.Endpoint, b.Endpoint) })
 	for _, p := range pubs {
 		iptPlanEndpoint(is4, r, p, m.nets[p.Network])
@@ -107,17 +111,21 @@ func iptPlan(is4 bool, m *iptMirror) iptRuleset {
 }
 
 // iptPlanBase is what is there for all networks together.
-func iptPlanBase(is4 bool, r iptRuleset) {
+func iptPlanBase(is4 bool, r iptRuleset, nets []Network) {
 	if is4 {
 		// The bridges have route_localnet, so that localhost may be translated
 		// to them; nobody else may speak to 127.0.0.0/8.
-		r.add("raw", "RAW", "-d 127.0.0.0/8 ! -i lo -j DROP")
+		r.add("raw", "RAW", "-d 127.0.0.0/8 ! -i lo -j DROP", "-s 127.0.0.0/8 ! -i lo -j DROP")
 		r.add("nat", "PREROUTING", "-d 127.0.0.0/8 -j RETURN")
 		r.add("nat", "OUTPUT")
 	} else {
 		for _, chain := range []string{"PREROUTING", "OUTPUT"} {
 			r.add("nat", chain, "-s fe80::/10 -j RETURN", "-d fe80::/10 -j RETURN", "-d ::1/128 -j RETURN")
 		}
+	}
+	// A container that says it is this host gets no further than INPUT.
+	for _, n := range nets {
+		r.add("nat", "PREROUTING", fmt.Sprintf("-i %s %s-j RETURN", n.Bridge, iptFromLocal))
 	}
 	for _, chain := range []string{"PREROUTING", "OUTPUT"} {
 		r.add("nat", chain, "-m addrtype --dst-type LOCAL -j "+iptPrefix+"DNAT")

@@ -66,6 +66,7 @@ func TestIPTPlan(t *testing.T) {
 -A PORTOLAN-INPUT -i lo -j RETURN
 -A PORTOLAN-INPUT -i plbr0 -m conntrack --ctstate DNAT -j PORTOLAN-PORTS-LOCAL
 -A PORTOLAN-INPUT -m conntrack --ctstate RELATED,ESTABLISHED -j RETURN
+-A PORTOLAN-INPUT -i plbr0 -m addrtype --src-type LOCAL --dst-type LOCAL -j DROP
 # filter
 -N PORTOLAN-OUT-plbr0
 -A PORTOLAN-OUT-plbr0 -m conntrack --ctstate DNAT -j PORTOLAN-PORTS
@@ -100,10 +101,12 @@ func TestIPTPlan(t *testing.T) {
 # nat
 -N PORTOLAN-PREROUTING
 -A PORTOLAN-PREROUTING -d 127.0.0.0/8 -j RETURN
+-A PORTOLAN-PREROUTING -i plbr0 -m addrtype --src-type LOCAL -j RETURN
 -A PORTOLAN-PREROUTING -m addrtype --dst-type LOCAL -j PORTOLAN-DNAT
 # raw
 -N PORTOLAN-RAW
 -A PORTOLAN-RAW -d 127.0.0.0/8 ! -i lo -j DROP
+-A PORTOLAN-RAW -s 127.0.0.0/8 ! -i lo -j DROP
 `, iptPlan(true, m).String())
 	require.Empty(t, iptPlan(true, iptMirrorOf(t, nil)), "no network, no rules")
 }

@@ -3,6 +3,7 @@ package portmap
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/google/nftables"
@@ -190,9 +191,10 @@ func planBase() nftPart {
 		{daddr(false).in(linkLocal6), stmtReturn},
 		{saddr(false).in(linkLocal6), stmtReturn},
 		{daddr(false).in(loopback6), stmtReturn},
-		{stmtNotLocal(), stmtReturn},
 	}
-	then := func(rules ...nftRule) []nftRule { return append(append([]nftRule{}, onlyUnicast6...), rules...) }
+	notLocal := nftRule{stmtNotLocal(), stmtReturn}
+	// A container that says it is this host: in IPv6 the kernel believes it.
+	impostor := nftRule{stmtIIFIn(setBridges), stmtFromLocal(), stmtDrop}
 	nat, filter := nftables.ChainTypeNAT, nftables.ChainTypeFilter
 	return nftPart{append(sets, wildcard...), []nftChain{
 		{name: "port-forward"},
@@ -202,11 +204,13 @@ func planBase() nftPart {
 		{name: "dispatch", rules: dispatch},
 		{"filter-prerouting", hook(filter, nftables.ChainHookPrerouting, -300, "prerouting priority raw"), []nftRule{
 			{stmtNotIIF("lo"), daddr(true).in(loopback4), stmtDrop},
+			// Nor is it a source: with route_localnet, the kernel takes that too.
+			{stmtNotIIF("lo"), saddr(true).in(loopback4), stmtDrop},
 		}},
 		{"nat-prerouting", hook(nat, nftables.ChainHookPrerouting, -100, "prerouting priority dstnat"),
-			then(nftRule{stmtJump("dispatch")})},
+			slices.Concat([]nftRule{notLocal, impostor}, onlyUnicast6, []nftRule{{stmtJump("dispatch")}})},
 		{"nat-output", hook(nat, nftables.ChainHookOutput, -100, "output priority -100"),
-			then(nftRule{daddr(true).vmap(mapLoopback)}, nftRule{stmtJump("dispatch")})},
+			slices.Concat([]nftRule{notLocal}, onlyUnicast6, []nftRule{{daddr(true).vmap(mapLoopback)}, {stmtJump("dispatch")}})},
 		{"nat-postrouting", hook(nat, nftables.ChainHookPostrouting, 100, "postrouting priority srcnat"), []nftRule{
 			{stmtOIFIn(setBridges), stmtDNATed, saddr(true).in(loopback4), stmtMasquerade},
 			{saddr(true).vmap(mapSource + "4")},

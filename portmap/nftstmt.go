@@ -273,6 +273,14 @@ func stmtNotLocal() nftStmt {
 	}}
 }
 
+// stmtFromLocal matches what has an address of this host as its source.
+func stmtFromLocal() nftStmt {
+	return nftStmt{"fib saddr type local", []expr.Any{
+		&expr.Fib{Register: 1, FlagSADDR: true, ResultADDRTYPE: true},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binaryutil.NativeEndian.PutUint32(unix.RTN_LOCAL)},
+	}}
+}
+
 func stmtSNAT(a netip.Addr) nftStmt {
 	ip, fam := "ip", uint32(unix.NFPROTO_IPV4)
 	if a.Is6() {

@@ -60,15 +60,19 @@ func (n Namespace) Command(name string, args ...string) *exec.Cmd {
 
 // Do runs f on a thread inside the namespace. Sockets that f opens stay there;
 // goroutines that f starts do not run there.
-func (n Namespace) Do(f func() error) error {
+func (n Namespace) Do(f func() error) error { return InNetwork(n.Path(), f) }
+
+// InNetwork is Do for the network namespace that a file stands for, as
+// /proc/PID/ns/net.
+func InNetwork(path string, f func() error) error {
 	return onThread(func() error {
-		ns, err := netns.GetFromPath(n.Path())
+		ns, err := netns.GetFromPath(path)
 		if err != nil {
-			return fmt.Errorf("open network namespace %s: %w", n.Name, err)
+			return fmt.Errorf("open network namespace %s: %w", path, err)
 		}
 		defer ns.Close()
 		if err := netns.Set(ns); err != nil {
-			return fmt.Errorf("enter network namespace %s: %w", n.Name, err)
+			return fmt.Errorf("enter network namespace %s: %w", path, err)
 		}
 		return f()
 	})
