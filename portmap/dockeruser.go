@@ -3,10 +3,12 @@ package portmap
 import (
 	"fmt"
 	"log/slog"
+	"slices"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
 	"github.com/google/nftables/userdata"
+	"github.com/google/nftables/xt"
 )
 
 // DockerUserChain is Docker's chain for the administrator's rules, in the
@@ -112,9 +114,20 @@ func (d *dockerUser) ensureFamily(family nftables.TableFamily, wanted bool) (cha
 	return true, d.conn.Flush()
 }
 
+// isDockerUserRule knows our rule by its comment, also where iptables-save and
+// iptables-restore (iptables-persistent) have made it one of theirs.
 func isDockerUserRule(r *nftables.Rule) bool {
-	s, ok := userdata.GetString(r.UserData, userdata.TypeComment)
-	return ok && s == dockerUserComment
+	if s, ok := userdata.GetString(r.UserData, userdata.TypeComment); ok && s == dockerUserComment {
+		return true
+	}
+	return slices.ContainsFunc(r.Exprs, func(e expr.Any) bool {
+		m, ok := e.(*expr.Match)
+		if !ok || m.Name != "comment" {
+			return false
+		}
+		text, ok := m.Info.(*xt.Comment)
+		return ok && string(*text) == dockerUserComment
+	})
 }
 
 // isPlainReturn matches `-j RETURN` without a condition.

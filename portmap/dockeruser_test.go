@@ -70,3 +70,27 @@ func TestDockerUserBeforeReturn(t *testing.T) {
 	require.NoError(t, m.RemoveNetwork("n1"))
 	assert.Equal(t, []string{"DROP"}, order())
 }
+
+// iptables-persistent saves our rule and restores it as one of iptables' own.
+func TestDockerUserRuleOfIPTablesRestore(t *testing.T) {
+	iptables := func(script string) string {
+		t.Helper()
+		out, err := exec.Command("sh", "-ec", script).CombinedOutput()
+		require.NoError(t, err, "%s", out)
+		return string(out)
+	}
+	iptables("iptables -w -N DOCKER-USER; iptables -w -A DOCKER-USER -j RETURN")
+	t.Cleanup(func() { iptables("iptables -w -F DOCKER-USER; iptables -w -X DOCKER-USER") })
+	m := openNFTables(t)
+	t.Cleanup(func() { assert.NoError(t, m.Close()) })
+	require.NoError(t, m.AddNetwork(portmap.Network{ID: "n1", Bridge: "plbr9", Subnet4: netip.MustParsePrefix("10.9.0.0/24")}))
+	marks := func() int { return strings.Count(iptables("iptables -w -S DOCKER-USER"), "--mark 0x2000") }
+	require.Equal(t, 1, marks())
+	iptables("saved=$(iptables-save -t filter); echo \"$saved\" | iptables-restore")
+	_, err := m.Check()
+	require.NoError(t, err)
+	assert.Equal(t, 1, marks(), "one of them")
+	iptables("saved=$(iptables-save -t filter); echo \"$saved\" | iptables-restore")
+	require.NoError(t, m.RemoveNetwork("n1"))
+	assert.Zero(t, marks(), "nothing left")
+}
