@@ -242,12 +242,15 @@ func setIfacePrefix(n *store.Network, value string) error {
 }
 
 // checkIfaceName is the kernel's dev_valid_name, and keeps out names with a
-// meaning of their own: a pattern (%), and two folders of /proc/sys/net.
+// meaning of their own: a pattern (%, and + at the end for iptables, whose rules
+// would be those of other interfaces too), what iptables-restore takes for a
+// quotation, an option or a negation, and two folders of /proc/sys/net.
 func checkIfaceName(name string) error {
 	switch {
 	case name == "", len(name) > 15:
 		return errors.New("an interface name has 1 to 15 characters")
-	case name == ".", name == "..", name == "all", name == "default", strings.ContainsAny(name, "/:% \t\n\v\f\r"):
+	case name == ".", name == "..", name == "all", name == "default", strings.ContainsAny(name, "/:%\"'\\ \t\n\v\f\r"),
+		strings.HasSuffix(name, "+"), name[0] == '-', name[0] == '!':
 		return errors.New("not a name that an interface can have")
 	}
 	for _, c := range []byte(name) {
