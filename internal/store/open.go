@@ -22,7 +22,8 @@ import (
 //
 // Whatever else is wrong is an error, which leaves the state file as it is. It
 // wraps ErrLocked and names the pid of the holder if dir is open elsewhere; it
-// wraps ErrNewer if a newer program wrote the file; else it is that of a file
+// wraps ErrNewer if a newer program wrote the file; it is that of a directory
+// to which every user may write, since what is there is believed; else of a file
 // which cannot be read, or of a directory in which a file of the same size
 // cannot be written (EACCES, EROFS, ENOSPC): a daemon that cannot write must
 // not begin.
@@ -51,11 +52,15 @@ func open(f folder, steps []migration, log *slog.Logger) (*Store, error) {
 	return s, nil
 }
 
-// makeDir makes dir, durably.
+// makeDir makes dir, durably. One to which every user may write is refused: its
+// state is believed.
 func makeDir(dir string) error {
 	info, err := os.Stat(dir)
 	if err == nil && !info.IsDir() {
 		return &os.PathError{Op: "mkdir", Path: dir, Err: unix.ENOTDIR}
+	}
+	if err == nil && info.Mode().Perm()&0o002 != 0 {
+		return fmt.Errorf("every user may write to %s; chmod o-w %[1]s, or choose another folder", dir)
 	}
 	if !errors.Is(err, os.ErrNotExist) {
 		return err

@@ -256,8 +256,8 @@ func TestRefusesWhatIsForbidden(t *testing.T) {
 		want             string
 	}{
 		{"directory", 0, 0o666, 0o666, "lock state directory "},
-		{"lock", 0o777, 0, 0o666, "lock state directory "},
-		{"state", 0o777, 0o666, 0, "read state: "},
+		{"lock", 0o700, 0, 0o666, "lock state directory "},
+		{"state", 0o700, 0o666, 0, "read state: "},
 		{"writing", 0o555, 0o666, 0o666, "write to state directory: "},
 	}
 	good, _ := sample(t)
@@ -271,6 +271,7 @@ func TestRefusesWhatIsForbidden(t *testing.T) {
 				require.NoError(t, os.Chmod(path, tt.state))
 				require.NoError(t, os.Chmod(lock, tt.lock))
 				require.NoError(t, os.Chmod(dir, tt.dir))
+				require.NoError(t, os.Chown(dir, 65534, 0))
 				var err error
 				asNobody(t, func() { _, err = Open(dir, nil) })
 				require.ErrorIs(t, err, unix.EACCES)
@@ -322,4 +323,16 @@ func TestRemove(t *testing.T) {
 	require.FileExists(t, link, "a link is not ours")
 	require.NoError(t, Remove(dir))
 	require.NoDirExists(t, dir)
+}
+
+// Whoever can write there can say what the daemon is to make.
+func TestRefusesADirectoryForEverybody(t *testing.T) {
+	dir := t.TempDir()
+	require.NoError(t, os.Chmod(dir, 0o777))
+	_, err := Open(dir, nil)
+	require.ErrorContains(t, err, "every user may write to "+dir)
+	require.NoError(t, os.Chmod(dir, 0o775))
+	s, err := Open(dir, nil)
+	require.NoError(t, err)
+	require.NoError(t, s.Close())
 }
