@@ -114,6 +114,9 @@ func (c *cleanupConfig) withoutDaemon(noDaemon error) error {
 		return fmt.Errorf("%w, but %w", noDaemon, err)
 	}
 	defer lock.Close()
+	if lock.taken != "" {
+		fmt.Fprintf(c.out, "cannot make sure that no portolan daemon runs: %s\n", lock.taken)
+	}
 
 	ours, err := driver.Interfaces()
 	if err != nil {

@@ -152,6 +152,9 @@ func (c *daemonConfig) run(ctx context.Context, log *slog.Logger) (err error) {
 		return err
 	}
 	defer closing(&err, lock.Close)
+	if lock.taken != "" {
+		log.Warn("cannot make sure that there is no other portolan daemon: "+lock.taken, "do", "stop that process")
+	}
 
 	st, err := store.Open(c.stateDir, log)
 	if err != nil {

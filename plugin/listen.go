@@ -24,13 +24,17 @@ var ownerOnly = access{group: -1, mode: 0o600, folder: 0o700}
 
 // listenSocket listens on a unix socket. A socket file that an earlier daemon
 // left behind is replaced; one on which somebody answers is not, and neither is
-// any other kind of file.
+// any other kind of file. A folder in which every user may put a socket of the
+// same name is refused.
 func listenSocket(path string, who access) (*net.UnixListener, error) {
 	if longest := len(unix.RawSockaddrUnix{}.Path) - 1; len(path) > longest {
 		return nil, fmt.Errorf("listen on %s: a socket's path has at most %d bytes (unix(7))", path, longest)
 	}
 	if err := os.MkdirAll(filepath.Dir(path), who.folder); err != nil {
 		return nil, fmt.Errorf("make the socket's folder: %w", err)
+	}
+	if err := refuseOpenFolder(filepath.Dir(path)); err != nil {
+		return nil, fmt.Errorf("listen on %s: %w", path, err)
 	}
 	if err := removeStale(path); err != nil {
 		return nil, fmt.Errorf("listen on %s: %w", path, err)
@@ -47,10 +51,24 @@ func listenSocket(path string, who access) (*net.UnixListener, error) {
 	if who.group < 0 {
 		return ln, nil
 	}
-	if err := os.Chown(path, -1, who.group); err != nil {
+	if err := os.Lchown(path, -1, who.group); err != nil {
 		return nil, errors.Join(fmt.Errorf("give the socket to its group: %w", err), ln.Close())
 	}
 	return ln, nil
+}
+
+// refuseOpenFolder is an error where others than the owner and the group of a
+// folder can replace files of ours in it. The sticky bit keeps them from that, but
+// not from being there first.
+func refuseOpenFolder(dir string) error {
+	info, err := os.Stat(dir)
+	if err != nil {
+		return err
+	}
+	if info.Mode().Perm()&0o002 != 0 {
+		return fmt.Errorf("every user may write to %s; chmod o-w %[1]s, or choose another folder", dir)
+	}
+	return nil
 }
 
 func removeStale(path string) error {

@@ -85,3 +85,32 @@ func TestListenSocketNamesAPathThatIsTooLong(t *testing.T) {
 	_, err := listenSocket("/run/"+strings.Repeat("x", 103), ownerOnly)
 	require.ErrorContains(t, err, "at most 107 bytes")
 }
+
+// Whoever can put another socket there would be the engine's driver.
+func TestListenSocketRefusesAFolderForEverybody(t *testing.T) {
+	dir := shortDir(t)
+	path := filepath.Join(dir, "portolan.sock")
+	for _, mode := range []os.FileMode{0o777, 0o777 | os.ModeSticky} {
+		require.NoError(t, os.Chmod(dir, mode))
+		_, err := listenSocket(path, ownerOnly)
+		require.ErrorContains(t, err, "every user may write to "+dir)
+		require.NoFileExists(t, path)
+	}
+	require.NoError(t, os.Chmod(dir, 0o775))
+	ln, err := listenSocket(path, ownerOnly)
+	require.NoError(t, err)
+	require.NoError(t, ln.Close())
+}
+
+func TestListenSocketLeavesLinksAlone(t *testing.T) {
+	dir := shortDir(t)
+	target := filepath.Join(dir, "target")
+	require.NoError(t, os.WriteFile(target, nil, 0o600))
+	link := filepath.Join(dir, "docker.sock")
+	require.NoError(t, os.Symlink(target, link))
+	_, err := listenSocket(link, access{group: 12345, mode: 0o660, folder: 0o755})
+	require.ErrorContains(t, err, "no socket")
+	var stat unix.Stat_t
+	require.NoError(t, unix.Stat(target, &stat))
+	assert.NotEqual(t, uint32(12345), stat.Gid)
+}

@@ -22,6 +22,11 @@ const namespaceName = "@github.com/portolan/portolan/daemon"
 // namespaceLock makes this process the only portolan daemon of its network
 // namespace, and answers whoever asks which one it is.
 type namespaceLock struct {
+	// taken says which other user has the name, "" where nobody has. Abstract
+	// names have no permissions, and nobody may keep the daemon from starting; it
+	// then goes on without the lock.
+	taken string
+
 	ln   *net.UnixListener
 	text string
 	done chan struct{} // closed when answer has ended
@@ -29,11 +34,15 @@ type namespaceLock struct {
 }
 
 // lockNamespace takes the lock. Where another daemon has it, the error says
-// that daemon's pid, socket and state folder.
+// that daemon's pid, socket and state folder. Where another user has the name, the
+// lock says so and holds nothing.
 func lockNamespace(socket, stateDir string) (*namespaceLock, error) {
 	ln, err := net.ListenUnix("unix", &net.UnixAddr{Name: namespaceName, Net: "unix"})
 	if errors.Is(err, syscall.EADDRINUSE) {
 		holder, err := namespaceHolder()
+		if other, ok := errors.AsType[otherUserError](err); ok {
+			return &namespaceLock{taken: other.Error()}, nil
+		}
 		if err != nil {
 			return nil, fmt.Errorf("lock the network namespace: %w", err)
 		}
@@ -55,6 +64,9 @@ func lockNamespace(socket, stateDir string) (*namespaceLock, error) {
 func (l *namespaceLock) Close() error {
 	var err error
 	l.once.Do(func() {
+		if l.ln == nil {
+			return
+		}
 		err = l.ln.Close()
 		<-l.done
 	})
@@ -90,6 +102,16 @@ func (l *namespaceLock) tell(conn *net.UnixConn) {
 // errNoHolder says that no daemon serves this network namespace.
 var errNoHolder = errors.New("no portolan daemon serves this network namespace")
 
+// otherUserError says who holds the name of the lock and is no daemon.
+type otherUserError struct {
+	uid uint32
+	pid int32
+}
+
+func (e otherUserError) Error() string {
+	return fmt.Sprintf("the abstract socket %s is held by uid %d (pid %d), which is no portolan daemon", namespaceName, e.uid, e.pid)
+}
+
 // namespaceHolder asks the daemon of this network namespace what it is:
 // "pid 812, socket /run/docker/plugins/portolan.sock, state /var/lib/portolan".
 // The error wraps errNoHolder where there is none.
@@ -107,9 +129,7 @@ func namespaceHolder() (string, error) {
 		return "", err
 	}
 	if cred.Uid != 0 && int(cred.Uid) != os.Geteuid() {
-		// Abstract names have no permissions: anybody may have taken it.
-		return "", fmt.Errorf("the abstract socket %s is held by uid %d (pid %d), which is no portolan daemon; stop that process",
-			namespaceName, cred.Uid, cred.Pid)
+		return "", otherUserError{cred.Uid, cred.Pid}
 	}
 	_ = conn.SetDeadline(time.Now().Add(time.Second))
 	line, err := io.ReadAll(io.LimitReader(conn, 4096))

@@ -46,7 +46,8 @@ func TestAnotherNamespaceHasAnotherDaemon(t *testing.T) {
 	}))
 }
 
-// Abstract names have no permissions: a user who is not root may take it first.
+// Abstract names have no permissions: a user who is not root may take it first,
+// and keeps nobody from starting.
 func TestANameTakenByAnotherUserIsNoDaemon(t *testing.T) {
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	require.NoError(t, err)
@@ -54,9 +55,13 @@ func TestANameTakenByAnotherUserIsNoDaemon(t *testing.T) {
 	asNobody(t, func() error {
 		return errors.Join(unix.Bind(fd, &unix.SockaddrUnix{Name: namespaceName}), unix.Listen(fd, 1))
 	})
-	_, err = lockNamespace("/run/a.sock", "/var/lib/a")
+	_, err = namespaceHolder()
 	require.ErrorContains(t, err, "held by uid 65534")
 	require.ErrorContains(t, err, "no portolan daemon")
+	l, err := lockNamespace("/run/a.sock", "/var/lib/a")
+	require.NoError(t, err)
+	require.Contains(t, l.taken, "held by uid 65534")
+	require.NoError(t, l.Close())
 }
 
 func TestOtherUsersAreToldNothing(t *testing.T) {
