@@ -52,6 +52,7 @@ type blocks struct {
 	ranges Ranges
 	cfg    proxyConfig
 	log    *slog.Logger
+	giveUp func(Mapping) // inherited sockets that are in the way
 
 	mu      sync.Mutex // guards below, and changes of served
 	proxies []rangesProxy
@@ -74,6 +75,7 @@ func (bs *blocks) can(m Mapping) bool { return bs != nil && (m.Proto == TCP || m
 
 // reserve takes m's ports.
 func (bs *blocks) reserve(m Mapping) (*block, error) {
+	bs.giveUp(m)
 	if err := bs.ranges.Reserve(uint8(m.Proto), m.HostIP, m.HostPort, m.HostPortEnd); err != nil {
 		return nil, err
 	}

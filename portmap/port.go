@@ -56,6 +56,9 @@ func (p *hostPort) rest() {
 		_ = p.block.rest(p) // nothing is served; it may be that nothing is dropped
 		return
 	case p.proxy == nil:
+		if p.Socket != nil && p.adopted {
+			_ = p.Shut()
+		}
 		return
 	}
 	// With no target whatever passes the filter is refused.
@@ -79,10 +82,12 @@ func (p *hostPort) park() error {
 	return err
 }
 
-func park(ports []*hostPort) (err error) {
+func (p *Publisher) park(ports []*hostPort) (err error) {
+	closed := sockets(ports)
 	for _, port := range ports {
 		err = errors.Join(err, port.park())
 	}
+	p.unput(closed)
 	return err
 }
 
@@ -93,7 +98,7 @@ func (p *Publisher) wake(ports []*hostPort) (woken []*hostPort, err error) {
 			continue
 		}
 		if err := p.allocators[port.Proto].bindAgain(&port.lease); err != nil {
-			return nil, join(err, park(woken))
+			return nil, join(err, p.park(woken))
 		}
 		port.parked = false
 		woken = append(woken, port)
@@ -160,7 +165,8 @@ func (t Target) served(m Mapping) (ip4, ip6 bool) {
 }
 
 // serve starts, moves or stops the proxy of each of s's ports as its
-// publication needs, and then the hooks, which go past it.
+// publication needs, and then the hooks, which go past it. What s holds by now is
+// to outlive this process.
 func (p *Publisher) serve(s *sandbox) {
 	cfg := p.proxyConfig()
 	for _, port := range s.ports {
@@ -173,6 +179,7 @@ func (p *Publisher) serve(s *sandbox) {
 		}
 	}
 	p.steer(s)
+	p.put(s)
 }
 
 // proxyConfig is how ports are served.
@@ -195,8 +202,16 @@ func (c proxyConfig) ofBlocks() proxyConfig {
 	return c
 }
 
-// release closes ports and forgets them.
-func (p *Publisher) release(s *sandbox, ports []*hostPort) (err error) {
+// release closes ports for good and forgets them.
+func (p *Publisher) release(s *sandbox, ports []*hostPort) error {
+	held := sockets(ports)
+	err := p.drop(s, ports)
+	p.unput(held)
+	return err
+}
+
+// drop closes ports and forgets them; they may have been stored.
+func (p *Publisher) drop(s *sandbox, ports []*hostPort) (err error) {
 	for _, port := range ports {
 		err = errors.Join(err, port.close())
 		if port.held {

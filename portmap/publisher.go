@@ -19,6 +19,7 @@ type PublisherConfig struct {
 	Reserver Reserver // nil: NewSockets
 	Ranges   Ranges   // nil: a socket for every port
 	Hooks    Hooks    // nil: the proxy serves this host's IPv6 clients
+	FDStore  FDStore  // nil: sockets end with this process
 	// UDPIdle is how long the proxy keeps a UDP flow in which nothing is sent;
 	// 0 means package proxy's default.
 	UDPIdle time.Duration
@@ -50,6 +51,7 @@ type Publisher struct {
 	cfg        PublisherConfig
 	allocators map[Proto]*Allocator
 	blocks     *blocks     // nil without Ranges
+	heirs      *heirs      // nil without an FDStore
 	files      proxy.Files // of all its proxies
 
 	mu        sync.Mutex // guards below
@@ -82,10 +84,18 @@ func NewPublisher(cfg PublisherConfig) *Publisher {
 		sandboxes: map[string]*sandbox{}, endpoints: map[string]string{},
 	}
 	if cfg.Ranges != nil {
-		p.blocks = &blocks{ranges: cfg.Ranges, cfg: p.proxyConfig().ofBlocks(), log: cfg.Log}
+		p.blocks = &blocks{
+			ranges: cfg.Ranges, cfg: p.proxyConfig().ofBlocks(), log: cfg.Log,
+			giveUp: func(m Mapping) { p.heirs.giveUp(m) },
+		}
+	}
+	reserver := cfg.Reserver
+	if cfg.FDStore != nil {
+		p.heirs = newHeirs(reserver, cfg.FDStore)
+		reserver = p.heirs
 	}
 	for _, proto := range Protos {
-		a := NewAllocator(proto, cfg.Reserver, cfg.SysctlDir)
+		a := NewAllocator(proto, reserver, cfg.SysctlDir)
 		a.blocks = p.blocks
 		p.allocators[proto] = a
 	}
@@ -152,7 +162,7 @@ func (p *Publisher) Publish(sandboxID string, t Target, bs []PortBinding, record
 	if err != nil {
 		return nil, join(p.named(err), p.release(s, fresh(wanted, s.ports)))
 	}
-	undo := func() error { return errors.Join(park(woken), p.release(s, fresh(wanted, s.ports))) }
+	undo := func() error { return errors.Join(p.park(woken), p.release(s, fresh(wanted, s.ports))) }
 	old := s.pub
 	pub := Publication{t, mappingsOf(wanted)}
 	if err := record(pub.Mappings); err != nil {
@@ -263,7 +273,7 @@ func (p *Publisher) unpublish(s *sandbox, endpoint string) error {
 	s.pub = Publication{}
 	s.lost = nil
 	p.steer(s)
-	if err := park(s.ports); err != nil {
+	if err := p.park(s.ports); err != nil {
 		p.cfg.Log.Warn("close sockets", "sandbox", s.id, "err", err)
 	}
 	p.flush(old)
@@ -285,13 +295,14 @@ func (p *Publisher) Release(sandboxID string) error {
 }
 
 // Close stops serving and closes every socket. The rules stay: what the kernel
-// carries goes on. The hooks are not told; they are closed next.
+// carries goes on, and what an FDStore has stays there. The hooks are not told;
+// they are closed next.
 func (p *Publisher) Close() error {
 	var err error
 	for _, s := range p.all() {
 		s.mu.Lock()
 		if !s.closed {
-			err = errors.Join(err, p.release(s, s.ports))
+			err = errors.Join(err, p.drop(s, s.ports))
 			p.claim(s.pub.Endpoint, "", s.id)
 			s.ports, s.pub, s.lost = nil, Publication{}, nil
 		}

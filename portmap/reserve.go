@@ -100,8 +100,10 @@ func (r *request) freedom() int {
 
 // overlaps says whether one number cannot serve both: their host addresses are
 // the same, or one includes the other.
-func (r *request) overlaps(o *request) bool {
-	a, b := r.mapping(), o.mapping()
+func (r *request) overlaps(o *request) bool { return sameHost(r.mapping(), o.mapping()) }
+
+// sameHost says whether the host address of one mapping is among the other's.
+func sameHost(a, b Mapping) bool {
 	if !a.Wildcard() && !b.Wildcard() {
 		return a.HostIP == b.HostIP
 	}

@@ -40,6 +40,7 @@ func (p *Publisher) Restore(nets []Network, runs []Run) error {
 		p.serve(s)
 		p.unlock(s)
 	}
+	p.heirs.settle()
 	return nil
 }
 

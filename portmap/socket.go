@@ -48,7 +48,8 @@ type Socket struct {
 	UDP  *net.UDPConn
 	sctp int // file descriptor, -1 for none
 
-	taken controlled // by the proxy out of TCP or UDP, nil before
+	taken   controlled // by the proxy out of TCP or UDP, nil before
+	adopted bool       // of an earlier process: there may be no filter
 }
 
 // controlled is whoever has a socket and lends it for options.
