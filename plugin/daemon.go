@@ -12,12 +12,14 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/portolan/portolan/driver"
 	"github.com/portolan/portolan/internal/store"
 	"github.com/portolan/portolan/portmap"
+	"github.com/portolan/portolan/proxy"
 )
 
 // defaultStateDir is where the managed plugin has its propagatedMount, which
@@ -141,6 +143,12 @@ func (c *daemonConfig) run(ctx context.Context, log *slog.Logger) (err error) {
 	if err := needNetAdmin(); err != nil {
 		return err
 	}
+	// Before files are opened: what is passed has the lowest numbers.
+	service, err := openUnit(log)
+	if err != nil {
+		return err
+	}
+	defer closing(&err, service.Close)
 	if err := confine(toLoad); err != nil {
 		return err
 	}
@@ -162,7 +170,7 @@ func (c *daemonConfig) run(ctx context.Context, log *slog.Logger) (err error) {
 	}
 	defer closing(&err, st.Close)
 
-	ln, err := listenSocket(c.socket, ownerOnly)
+	ln, err := service.listen(c.socket)
 	if err != nil {
 		return err
 	}
@@ -190,6 +198,7 @@ func (c *daemonConfig) run(ctx context.Context, log *slog.Logger) (err error) {
 		Mapper:  mapper,
 		Ranges:  ranges.forPublisher(),
 		Hooks:   steering.forPublisher(),
+		FDStore: service.forPublisher(),
 		UDPIdle: c.udpTimeout,
 
 		DialTimeout: c.limits.dialTimeout,
@@ -222,8 +231,15 @@ func (c *daemonConfig) run(ctx context.Context, log *slog.Logger) (err error) {
 		"mapper", kind, "why", reason,
 		"hooks", steering.state(), "why-hooks", steering.reason,
 		"ranges", ranges.state(), "why-ranges", ranges.reason, "files", openFileLimit())
+	watched, err := watchdogEvery()
+	if err != nil {
+		return err
+	}
 	group, ctx := errgroup.WithContext(ctx)
+	context.AfterFunc(ctx, func() { tell(log, daemon.SdNotifyStopping, "STATUS=stopping; rules stay in place") })
+	tell(log, "STATUS=restoring state")
 	var well health
+	word := told{log: log}
 	lost := func() { well.lose(losses(st, publisher)) }
 	group.Go(func() error {
 		return server{ln, timely(withHealth(d.Handler(), &well), bodyWithin), finishWithin, log}.run(ctx)
@@ -234,10 +250,17 @@ func (c *daemonConfig) run(ctx context.Context, log *slog.Logger) (err error) {
 		}
 		lost()
 		well.ready(log)
+		word.status(st, &well)
+		if watched > 0 {
+			dog := watchdog{c.socket, watched, &well, log}
+			group.Go(func() error { return periodic{"tell the watchdog", watched, dog.tell, log}.run(ctx) })
+		}
 		for _, t := range []task{
 			periodic{"check rules", checkEvery, func() error { return check(mapper, log) }, log},
 			periodic{"retry lost ports", retryEvery, func() error { defer lost(); return publisher.Retry() }, log},
 			periodic{"reap endpoints", reapEvery, func() error { return d.Reap(time.Now()) }, log},
+			periodic{"look at the proxies", retryEvery, func() error { proxy.Probe(); return nil }, log},
+			periodic{"tell systemd", tellEvery, func() error { word.status(st, &well); return service.flush() }, log},
 		} {
 			group.Go(func() error { return well.watch(t).run(ctx) })
 		}

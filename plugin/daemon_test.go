@@ -3,7 +3,6 @@ package main
 import (
 	"bytes"
 	"context"
-	"net"
 	"os"
 	"path/filepath"
 	"sync"
@@ -79,17 +78,7 @@ func (d *runningDaemon) stop(t *testing.T) {
 
 func TestDaemonFromStartToEnd(t *testing.T) {
 	defer goleak.VerifyNone(t)
-	systemd, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: filepath.Join(shortDir(t), "notify"), Net: "unixgram"})
-	require.NoError(t, err)
-	defer systemd.Close()
-	t.Setenv("NOTIFY_SOCKET", systemd.LocalAddr().String())
-
 	d := startDaemon(t)
-	buf := make([]byte, 64)
-	require.NoError(t, systemd.SetReadDeadline(time.Now().Add(20*time.Second)))
-	n, err := systemd.Read(buf)
-	require.NoError(t, err)
-	assert.Equal(t, "READY=1", string(buf[:n]))
 
 	noEngine(t)
 	stdout, stderr, status := portolan(t, "ls")
@@ -106,7 +95,7 @@ func TestDaemonFromStartToEnd(t *testing.T) {
 	d.stop(t)
 	assert.NoFileExists(t, d.socket)
 	assert.Contains(t, d.log.String(), "stopping; rules stay in place")
-	_, err = namespaceHolder()
+	_, err := namespaceHolder()
 	require.ErrorIs(t, err, errNoHolder)
 }
 

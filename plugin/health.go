@@ -81,6 +81,22 @@ func (h *health) note(name string, now taskHealth) {
 	h.tasks[name] = now
 }
 
+// hanging are the tasks that do not come to an end, in words.
+func (h *health) hanging(now time.Time) []string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.hangingLocked(now)
+}
+
+func (h *health) hangingLocked(now time.Time) (list []string) {
+	for name, t := range h.tasks {
+		if took := now.Sub(t.since); !t.since.IsZero() && took > stuckAfter {
+			list = append(list, fmt.Sprintf("%s: no end for %s", name, took.Round(time.Second)))
+		}
+	}
+	return list
+}
+
 // problems are in words, none when all is well.
 func (h *health) problems(now time.Time) []string {
 	h.mu.Lock()
@@ -93,10 +109,8 @@ func (h *health) problems(now time.Time) []string {
 		if t.err != "" {
 			list = append(list, fmt.Sprintf("%s: %s", name, t.err))
 		}
-		if took := now.Sub(t.since); !t.since.IsZero() && took > stuckAfter {
-			list = append(list, fmt.Sprintf("%s: no end for %s", name, took.Round(time.Second)))
-		}
 	}
+	list = append(list, h.hangingLocked(now)...)
 	slices.Sort(list)
 	return list
 }

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"log/slog"
-	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -15,6 +14,8 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"github.com/portolan/portolan/internal/systemdtest"
 )
 
 func TestHealthIsWhatTheTasksSay(t *testing.T) {
@@ -92,17 +93,11 @@ func TestADaemonWithoutItsStateIsNotWell(t *testing.T) {
 
 // The socket is there before state is restored, and a service is ready after.
 func TestReadinessComesAfterTheSocket(t *testing.T) {
-	systemd, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: filepath.Join(shortDir(t), "notify"), Net: "unixgram"})
-	require.NoError(t, err)
-	defer systemd.Close()
-	t.Setenv("NOTIFY_SOCKET", systemd.LocalAddr().String())
+	m := systemdtest.New(t)
+	t.Setenv("NOTIFY_SOCKET", m.Address())
 	d := startDaemon(t)
 	defer d.stop(t)
-	require.NoError(t, systemd.SetReadDeadline(time.Now().Add(20*time.Second)))
-	buf := make([]byte, 64)
-	n, err := systemd.Read(buf)
-	require.NoError(t, err)
-	assert.Equal(t, "READY=1", string(buf[:n]))
+	requireSaid(t, m, "READY=1", 1)
 	status, r := askHealth(t, d.socket)
 	assert.Equal(t, http.StatusOK, status, "who is ready is restored: %v", r)
 }
