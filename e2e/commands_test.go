@@ -13,6 +13,7 @@ import (
 	"github.com/stretchr/testify/assert"
 
 	"github.com/portolan/portolan/internal/enginetest"
+	"github.com/portolan/portolan/internal/systemdtest"
 )
 
 // commands are what scripts know beside the commands of testscript and the
@@ -21,6 +22,8 @@ import (
 //	until [!] PROGRAM ARGS…     run it until it succeeds (fails)
 //	daemon start [FLAGS…]       start the daemon; also stop, kill and restart
 //	daemon files N              daemons that start from now on may open N files
+//	daemon systemd              daemons that start from now on can store sockets
+//	daemon stored N             as many are stored now, or soon
 //	engine restart              restart dockerd; also start, stop, kill, live-restore
 //	shim start [FLAGS…]         start the shim at $SHIM; also stop, restart and kill
 //	both [-json] PROGRAM ARGS…  straight and by the shim: the same, but for ports
@@ -89,13 +92,23 @@ func until(ts *testscript.TestScript, neg bool, args []string) {
 
 func daemon(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) == 0 {
-		ts.Fatalf("usage: daemon start|stop|kill|restart|files [FLAGS…]")
+		ts.Fatalf("usage: daemon start|stop|kill|restart|files|systemd|stored [FLAGS…]")
 	}
 	h := hostOf(ts)
 	switch args[0] {
 	case "files":
 		arguments(ts, neg, args, "files N")
 		h.files = args[1]
+	case "systemd":
+		h.unit = systemdtest.New(h.t)
+	case "stored":
+		arguments(ts, neg, args, "stored N")
+		ts.Check(enginetest.Poll(patience, func() error {
+			if n := fmt.Sprint(h.unit.Stored()); n != args[1] {
+				return fmt.Errorf("%s sockets are stored, want %s", n, args[1])
+			}
+			return nil
+		}))
 	case "start":
 		ts.Check(h.startDaemon("", args[1:]...))
 	case "stop":

@@ -16,6 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/portolan/portolan/internal/enginetest"
+	"github.com/portolan/portolan/internal/systemdtest"
 )
 
 // image is the demo's, in every private engine.
@@ -32,7 +33,8 @@ type host struct {
 	bin    string // wrappers for this host, first in the scripts' PATH
 	vars   *testscript.Env
 	mapper string
-	files  string // open files that a daemon may have, "" for any number
+	files  string               // open files that a daemon may have, "" for any number
+	unit   *systemdtest.Manager // that daemons are started by, nil for none
 	daemon *enginetest.Process
 	shim   *enginetest.Process
 	before enginetest.Snapshot // before the first daemon
@@ -143,8 +145,16 @@ func (h *host) startDaemon(mapper string, flags ...string) error {
 	args = append(args, "portolan", "daemon", "--socket", h.socket(), "--state-dir", h.stateDir(),
 		"--mapper", h.mapper, "--log-level", "debug")
 	args = append(args, flags...)
-	var err error
-	h.daemon, err = enginetest.Start("portolan", h.logFile(), h.command(args...))
+	start := func(cmd *exec.Cmd) (err error) {
+		h.daemon, err = enginetest.Start("portolan", h.logFile(), cmd)
+		return err
+	}
+	cmd, err := h.command(args...), error(nil)
+	if h.unit != nil {
+		err = h.unit.Start(cmd, nil, start)
+	} else {
+		err = start(cmd)
+	}
 	if err != nil {
 		return err
 	}
