@@ -106,44 +106,36 @@ func (m *NFTables) rebuildLocked() (err error) {
 		return err
 	}
 	sets := maps.Clone(m.conn.sets)
-	defer func() {
-		if err != nil {
-			m.conn.sets = sets
-		}
-	}()
-	if err := m.conn.clear(); err != nil {
-		return err
-	}
-	if err := m.conn.add(planBase()); err != nil {
-		return err
-	}
-	m.conn.addRules("guard", planGuard(m.guard4, m.guard6))
+	m.uplinks, m.uplinksRead = uplinkBridges(), time.Now()
+	parts := []nftPart{planBase()}
 	for _, n := range m.nets {
-		if err := m.conn.add(planNetwork(n)); err != nil {
-			return err
-		}
+		parts = append(parts, planNetwork(n))
 	}
 	for a := range m.hosts {
-		if err := m.conn.add(planHost(a)); err != nil {
-			return err
-		}
-	}
-	for _, name := range [...]string{"port-forward", "port-local"} {
-		m.conn.addRules(name, planLimited(m.anyLimits()))
+		parts = append(parts, planHost(a))
 	}
 	for _, p := range m.pubs {
 		if p.limits() {
-			if err := m.conn.add(planLimit(p)); err != nil {
-				return err
-			}
+			parts = append(parts, planLimit(p))
 		}
 	}
-	m.uplinks, m.uplinksRead = uplinkBridges(), time.Now()
 	es := slices.Collect(m.allElements())
-	if err := m.conn.addElems(es); err != nil {
-		return err
+	renew := func(keep bool) error {
+		if err := m.conn.renew(parts, es, keep); err != nil {
+			return err
+		}
+		m.conn.addRules("guard", planGuard(m.guard4, m.guard6))
+		for _, name := range [...]string{"port-forward", "port-local"} {
+			m.conn.addRules(name, planLimited(m.anyLimits()))
+		}
+		return m.conn.Flush()
 	}
-	if err := m.conn.Flush(); err != nil {
+	if err = renew(true); err != nil {
+		m.log.Debug("nftables table does not fit, and is made anew", "err", err)
+		err = renew(false)
+	}
+	if err != nil {
+		m.conn.sets = sets
 		return err
 	}
 	m.base = true
