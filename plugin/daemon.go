@@ -242,7 +242,7 @@ func (c *daemonConfig) run(ctx context.Context, log *slog.Logger) (err error) {
 	word := told{log: log}
 	lost := func() { well.lose(losses(st, publisher)) }
 	group.Go(func() error {
-		return server{ln, timely(withHealth(d.Handler(), &well), bodyWithin), finishWithin, log}.run(ctx)
+		return server{ln, timely(withResources(withHealth(d.Handler(), &well)), bodyWithin), finishWithin, log}.run(ctx)
 	})
 	group.Go(func() error {
 		if err := d.Restore(); err != nil {
