@@ -12,6 +12,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/portolan/portolan/internal/fault"
 	"github.com/portolan/portolan/internal/store"
 	"github.com/portolan/portolan/portmap"
 )
@@ -62,6 +63,7 @@ func (d *Driver) makeBridge(n store.Network) error {
 		if err := netlink.LinkAdd(br); err != nil {
 			return fmt.Errorf("make bridge %s: %w", n.Bridge, err)
 		}
+		fault.Point("bridge made")
 	}
 	if err := d.setUpBridge(n, br); err != nil {
 		return fmt.Errorf("set up bridge %s: %w", n.Bridge, err)
@@ -73,6 +75,7 @@ func (d *Driver) setUpBridge(n store.Network, br *netlink.Bridge) error {
 	if err := netlink.LinkSetAlias(br, aliasNetwork+n.ID); err != nil {
 		return fmt.Errorf("set alias: %w", err)
 	}
+	fault.Point("bridge named")
 	// A bridge without an address of its own would take its lowest port's, and
 	// another one when that leaves: containers would send to nobody until
 	// their neighbour entries age.
@@ -97,6 +100,7 @@ func (d *Driver) setUpBridge(n store.Network, br *netlink.Bridge) error {
 		if err := netlink.AddrReplace(br, a); err != nil {
 			return fmt.Errorf("add address %s: %w", p, err)
 		}
+		fault.Point("bridge addressed")
 	}
 	if err := netlink.LinkSetUp(br); err != nil {
 		return fmt.Errorf("set up: %w", err)

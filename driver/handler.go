@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/docker/go-plugins-helpers/network"
+
+	"github.com/portolan/portolan/internal/fault"
 )
 
 const (
@@ -113,7 +115,11 @@ func handle[Req, Resp any](rt routes, path string, f func(context.Context, Req) 
 				return nil, badRequest{err}
 			}
 		}
-		return f(ctx, req)
+		resp, err := f(ctx, req)
+		if fault.On {
+			fault.Point("answer " + path)
+		}
+		return resp, err
 	})
 }
 

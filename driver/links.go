@@ -6,6 +6,8 @@ import (
 	"strings"
 
 	"github.com/vishvananda/netlink"
+
+	"github.com/portolan/portolan/internal/fault"
 )
 
 // Aliases (IFLA_IFALIAS) tell our interfaces from everybody else's.
@@ -36,6 +38,7 @@ func isOurs(name string) bool {
 // removeLink removes an interface. That it is gone already is nil.
 func removeLink(l netlink.Link) error {
 	err := netlink.LinkDel(l)
+	fault.Point("link removed")
 	if err == nil {
 		return nil
 	}

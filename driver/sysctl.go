@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/portolan/portolan/internal/fault"
 	"github.com/portolan/portolan/internal/sklookup"
 	"github.com/portolan/portolan/internal/store"
 )
@@ -38,6 +39,7 @@ func (s sysctls) set(path, value string) error {
 		_, err = f.WriteString(value)
 		err = errors.Join(err, f.Close())
 	}
+	fault.Point("sysctl set")
 	if errors.Is(err, unix.EROFS) || errors.Is(err, fs.ErrPermission) {
 		return fmt.Errorf("set %s to %s (it is %s): %w; run sysctl -w %[1]s=%[2]s on the host, or give Portolan a %[5]s that it can write",
 			sysctlName(path), value, old, err, s.dir)

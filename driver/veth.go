@@ -9,6 +9,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/portolan/portolan/internal/fault"
 	"github.com/portolan/portolan/internal/store"
 	"github.com/portolan/portolan/portmap"
 )
@@ -46,6 +47,7 @@ func plug(n store.Network, ep store.Endpoint) (err error) {
 	if err := netlink.LinkAdd(v); err != nil {
 		return fmt.Errorf("make veth pair %s: %w", v.Name, err)
 	}
+	fault.Point("veth made")
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, removeLink(v))
@@ -54,6 +56,7 @@ func plug(n store.Network, ep store.Endpoint) (err error) {
 	if err := netlink.LinkSetAlias(v, aliasEndpoint+ep.ID); err != nil {
 		return fmt.Errorf("set alias of %s: %w", v.Name, err)
 	}
+	fault.Point("veth named")
 	// Neither does the host's neighbour table know the container of before any
 	// more, whose MAC address was another one.
 	if err := forgetNeighbours(br, ep); err != nil {
@@ -75,6 +78,7 @@ func attach(n store.Network, br *netlink.Bridge, l netlink.Link) error {
 	if err := netlink.LinkSetMaster(l, br); err != nil {
 		return fmt.Errorf("make %s a port of %s: %w", name, br.Name, err)
 	}
+	fault.Point("veth attached")
 	// A container reaches its own published port by way of its bridge port.
 	if err := netlink.LinkSetHairpin(l, true); err != nil {
 		return fmt.Errorf("set hairpin mode of %s: %w", name, err)
@@ -93,6 +97,7 @@ func attach(n store.Network, br *netlink.Bridge, l netlink.Link) error {
 	if err := netlink.LinkSetUp(l); err != nil {
 		return fmt.Errorf("set %s up: %w", name, err)
 	}
+	fault.Point("veth up")
 	return nil
 }
 

@@ -7,6 +7,8 @@ import (
 	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/portolan/portolan/internal/fault"
 )
 
 // Allocator hands out the host ports of one protocol. A port is taken in its
@@ -117,6 +119,7 @@ func (a *Allocator) bindBlock(l *lease) error {
 	if err != nil {
 		return a.bindError(l.Mapping, l.HostPort, 0, err)
 	}
+	fault.Point("reserve block")
 	l.block, l.held = b, true
 	return nil
 }
@@ -133,6 +136,7 @@ func (a *Allocator) bindSockets(m Mapping) ([]lease, error) {
 			}
 			return nil, join(a.bindError(m, one.HostPort, more, err), closeLeases(leases))
 		}
+		fault.Point("reserve socket")
 		leases = append(leases, lease{Mapping: one, held: true, Socket: s})
 	}
 	return leases, nil

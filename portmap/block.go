@@ -9,6 +9,7 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"github.com/portolan/portolan/internal/fault"
 	"github.com/portolan/portolan/proxy"
 )
 
@@ -226,6 +227,7 @@ func (b *block) serve(p *hostPort, t Target, moved bool) error {
 	// What the rules translate is left alone, so that answers to this host's own
 	// sockets reach them. No broadcast passes a socket look-up.
 	nat4, nat6 := t.NAT4(p.Mapping), t.NAT6(p.Mapping)
+	fault.Point("serve block")
 	return b.all.ranges.Steer(uint8(p.Proto), p.HostIP, p.HostPort, p.HostPortEnd, ip4 && !nat4, ip6 && !nat6, ip6)
 }
 

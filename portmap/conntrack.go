@@ -11,6 +11,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"github.com/portolan/portolan/internal/fault"
 )
 
 // flushUDP deletes the UDP conntrack entries that a change of mappings has made
@@ -55,6 +57,7 @@ func flushUDP(sysctlDir string, old Publication, pubs ...Publication) error {
 	err = eachFlow(func(f flow) {
 		if wrong(f) {
 			errs = errors.Join(errs, deleteFlow(conn, f))
+			fault.Point("conntrack deleted")
 		}
 	})
 	if err != nil {

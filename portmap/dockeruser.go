@@ -9,6 +9,8 @@ import (
 	"github.com/google/nftables/expr"
 	"github.com/google/nftables/userdata"
 	"github.com/google/nftables/xt"
+
+	"github.com/portolan/portolan/internal/fault"
 )
 
 // DockerUserChain is Docker's chain for the administrator's rules, in the
@@ -111,7 +113,9 @@ func (d *dockerUser) ensureFamily(family nftables.TableFamily, wanted bool) (cha
 			d.conn.AddRule(rule)
 		}
 	}
-	return true, d.conn.Flush()
+	err = d.conn.Flush()
+	fault.Point("docker-user set")
+	return true, err
 }
 
 // isDockerUserRule knows our rule by its comment, also where iptables-save and

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/coreos/go-iptables/iptables"
+
+	"github.com/portolan/portolan/internal/fault"
 )
 
 // IPTablesError is a run of one of the iptables programs that failed. It wraps
@@ -126,6 +128,18 @@ func (t *iptTool) restore(text string) error {
 	if text == "" {
 		return nil
 	}
-	_, err := t.run(text, t.path+"-restore", "--noflush", "-w", iptWait())
-	return err
+	parts := []string{text}
+	if fault.On { // the program may be killed with us
+		parts = strings.SplitAfter(text, "COMMIT\n")
+	}
+	for _, part := range parts {
+		if part == "" {
+			continue
+		}
+		if _, err := t.run(part, t.path+"-restore", "--noflush", "-w", iptWait()); err != nil {
+			return err
+		}
+		fault.Point("iptables table set")
+	}
+	return nil
 }

@@ -12,6 +12,8 @@ import (
 
 	"github.com/google/nftables"
 	"golang.org/x/sys/unix"
+
+	"github.com/portolan/portolan/internal/fault"
 )
 
 // NFTables is the Mapper on nftables, over netlink, without the nft program.
@@ -138,6 +140,7 @@ func (m *NFTables) rebuildLocked() (err error) {
 		m.conn.sets = sets
 		return err
 	}
+	fault.Point("nft rebuilt")
 	m.base = true
 	return nil
 }
@@ -200,6 +203,7 @@ func (m *NFTables) AddNetwork(n Network) error {
 	if err != nil {
 		return fmt.Errorf("add network %.12s to nftables: %w", n.ID, err)
 	}
+	fault.Point("nft network added")
 	m.nets[n.ID] = n
 	return errors.Join(m.refreshUplinksLocked(), m.settleLocked())
 }
@@ -234,6 +238,7 @@ func (m *NFTables) RemoveNetwork(id string) error {
 	if err := m.conn.Flush(); err != nil {
 		return fmt.Errorf("remove network %.12s from nftables: %w", id, err)
 	}
+	fault.Point("nft network removed")
 	delete(m.nets, id)
 	return m.settleLocked()
 }
@@ -265,6 +270,7 @@ func (m *NFTables) Guard(ipv4, ipv6 bool) error {
 		if err := m.conn.Flush(); err != nil {
 			return fmt.Errorf("set nftables forward guard: %w", err)
 		}
+		fault.Point("nft guard set")
 		m.transactedLocked()
 	}
 	m.guard4, m.guard6 = ipv4, ipv6

@@ -7,6 +7,8 @@ import (
 
 	"github.com/google/nftables"
 	"golang.org/x/sys/unix"
+
+	"github.com/portolan/portolan/internal/fault"
 )
 
 // PortGroup is the interface group (ip link set … group) of the bridge ports of
@@ -113,6 +115,7 @@ func (b *bridgeTable) ensure(wanted bool) (changed bool, err error) {
 		return false, fmt.Errorf("set nftables table bridge %s: %w", Table, err)
 	}
 	b.ours = true
+	fault.Point("nft-bridge set")
 	return true, nil
 }
 

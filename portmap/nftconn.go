@@ -10,6 +10,8 @@ import (
 	"github.com/google/nftables/binaryutil"
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/portolan/portolan/internal/fault"
 )
 
 // Table flags that x/sys does not have. A table with an owner can be changed by
@@ -90,6 +92,7 @@ func (c *nftConn) removeTable() (removed bool, err error) {
 	if err := c.Flush(); err != nil {
 		return false, fmt.Errorf("delete nftables table %s: %w", Table, err)
 	}
+	fault.Point("nft table removed")
 	return true, nil
 }
 
@@ -108,6 +111,7 @@ func (c *nftConn) own() (owned bool, err error) {
 	if err != nil {
 		return false, fmt.Errorf("create nftables table %s: %w", Table, err)
 	}
+	fault.Point("nft table owned")
 	return true, nil
 }
 

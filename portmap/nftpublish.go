@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+
+	"github.com/portolan/portolan/internal/fault"
 )
 
 // publish counts the host addresses that p names, each of which has a chain.
@@ -47,6 +49,7 @@ func (m *NFTables) replaceLocked(p Publication) error {
 	if err != nil {
 		return errors.Join(err, m.enter(old))
 	}
+	fault.Point("nft endpoint set")
 	m.transactedLocked()
 	return nil
 }

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"sync/atomic"
 
+	"github.com/portolan/portolan/internal/fault"
 	"github.com/portolan/portolan/proxy"
 )
 
@@ -45,6 +46,7 @@ func (p *hostPort) serve(t Target, cfg proxyConfig) error {
 		udp := proxy.ServeUDP(p.UDP, p.backend, cfg.udp)
 		p.proxy, p.taken = udp, udp
 	}
+	fault.Point("serve proxy")
 	return p.Open()
 }
 
@@ -214,6 +216,7 @@ func (p *Publisher) release(s *sandbox, ports []*hostPort) error {
 func (p *Publisher) drop(s *sandbox, ports []*hostPort) (err error) {
 	for _, port := range ports {
 		err = errors.Join(err, port.close())
+		fault.Point("release port")
 		if port.held {
 			p.allocators[port.Proto].forget(port.Mapping, s.id)
 		}

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/portolan/portolan/internal/fault"
 	"github.com/portolan/portolan/proxy"
 )
 
@@ -158,6 +159,7 @@ func (p *Publisher) Publish(sandboxID string, t Target, bs []PortBinding, record
 	if err != nil {
 		return nil, p.named(err)
 	}
+	fault.Point("publish reserved")
 	woken, err := p.wake(wanted)
 	if err != nil {
 		return nil, join(p.named(err), p.release(s, fresh(wanted, s.ports)))
@@ -168,9 +170,11 @@ func (p *Publisher) Publish(sandboxID string, t Target, bs []PortBinding, record
 	if err := record(pub.Mappings); err != nil {
 		return nil, errors.Join(err, undo())
 	}
+	fault.Point("publish recorded")
 	if err := p.remap(old, pub); err != nil {
 		return nil, errors.Join(err, record(old.Mappings), undo())
 	}
+	fault.Point("publish mapped")
 	unwanted := fresh(s.ports, wanted)
 	if len(wanted) == 0 {
 		pub.Endpoint = "" // nothing is published, by nobody
@@ -178,7 +182,9 @@ func (p *Publisher) Publish(sandboxID string, t Target, bs []PortBinding, record
 	p.claim(old.Endpoint, pub.Endpoint, s.id)
 	s.ports, s.pub, s.lost = wanted, pub, nil
 	p.flush(old, pub)
+	fault.Point("publish flushed")
 	p.serve(s)
+	fault.Point("publish served")
 	if err := p.release(s, unwanted); err != nil {
 		p.cfg.Log.Warn("give ports back", "sandbox", s.id, "err", err)
 	}
@@ -193,6 +199,7 @@ func (p *Publisher) remap(old, pub Publication) error {
 		if err := p.cfg.Mapper.Unmap(old.Endpoint); err != nil {
 			return fmt.Errorf("move ports from endpoint %.12s: %w", old.Endpoint, err)
 		}
+		fault.Point("publish moved away")
 	}
 	err := p.cfg.Mapper.Map(pub)
 	if err != nil && moved {
@@ -269,6 +276,7 @@ func (p *Publisher) unpublish(s *sandbox, endpoint string) error {
 	if err := p.cfg.Mapper.Unmap(endpoint); err != nil {
 		return fmt.Errorf("unpublish ports of endpoint %.12s: %w", endpoint, err)
 	}
+	fault.Point("unpublish unmapped")
 	p.claim(endpoint, "", s.id)
 	s.pub = Publication{}
 	s.lost = nil
@@ -276,7 +284,9 @@ func (p *Publisher) unpublish(s *sandbox, endpoint string) error {
 	if err := p.park(s.ports); err != nil {
 		p.cfg.Log.Warn("close sockets", "sandbox", s.id, "err", err)
 	}
+	fault.Point("unpublish parked")
 	p.flush(old)
+	fault.Point("unpublish flushed")
 	return nil
 }
 
@@ -291,7 +301,9 @@ func (p *Publisher) Release(sandboxID string) error {
 	}
 	ports := s.ports
 	s.ports, s.lost = nil, nil
-	return errors.Join(err, p.release(s, ports))
+	err = errors.Join(err, p.release(s, ports))
+	fault.Point("release released")
+	return err
 }
 
 // Close stops serving and closes every socket. The rules stay: what the kernel

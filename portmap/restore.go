@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+
+	"github.com/portolan/portolan/internal/fault"
 )
 
 // Run is what one sandbox published when an earlier process last wrote it down.
@@ -31,10 +33,13 @@ func (p *Publisher) Restore(nets []Network, runs []Run) error {
 		}
 		p.unlock(s)
 	}
+	fault.Point("restore reserved")
 	if err := p.cfg.Mapper.Load(nets, pubs); err != nil {
 		return err
 	}
+	fault.Point("restore loaded")
 	p.flush(Publication{}, pubs...)
+	fault.Point("restore flushed")
 	for _, r := range runs {
 		s := p.lock(r.Sandbox)
 		p.serve(s)

@@ -3,6 +3,8 @@ package portmap
 import (
 	"net"
 	"net/netip"
+
+	"github.com/portolan/portolan/internal/fault"
 )
 
 // Hooks takes this host's own IPv6 clients of host ports straight to a backend,
@@ -102,6 +104,7 @@ func (p *Publisher) steer(s *sandbox) {
 		if err := p.cfg.Hooks.Delete(uint8(r.proto), r.host, r.first, r.last); err != nil {
 			p.cfg.Log.Warn("hooks", "sandbox", s.id, "err", err)
 		}
+		fault.Point("hooks deleted")
 	}
 	for r, to := range now {
 		if s.steered[r] == to {
@@ -111,6 +114,7 @@ func (p *Publisher) steer(s *sandbox) {
 			p.cfg.Log.Warn("hooks leave a port to the proxy", "sandbox", s.id, "err", err)
 			delete(now, r)
 		}
+		fault.Point("hooks set")
 	}
 	s.steered = now
 }

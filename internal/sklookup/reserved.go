@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+
+	"github.com/portolan/portolan/internal/fault"
 )
 
 // ReservedPorts is the sysctl that keeps the kernel from choosing a port, below
@@ -71,6 +73,7 @@ func (r *reserved) set(ranges []portRange) error {
 	if err := writePorts(r.dir, &final); err != nil {
 		return err
 	}
+	fault.Point("reserved ports set")
 	return r.note(added.String())
 }
 

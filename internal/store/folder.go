@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/portolan/portolan/internal/fault"
 )
 
 // The names in the state directory.
@@ -36,7 +38,11 @@ func (f *folder) step(name string, do func() error) error {
 			return err
 		}
 	}
-	return do()
+	err := do()
+	if fault.On {
+		fault.Point("store " + name)
+	}
+	return err
 }
 
 // read returns the state file. What is not a regular file is an error: a link
