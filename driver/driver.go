@@ -83,8 +83,11 @@ type Driver struct {
 
 	networks, endpoints, sandboxes locks
 
-	admitting  sync.Mutex // held from the checks of a new network to its record
-	forwarding sync.Mutex // orders changes of forwarding and of the guard
+	admitting  sync.Mutex      // held from the checks of a new network to its record; guards admitted
+	admitted   map[string]bool // networks that this process was asked for
+	forwarding sync.Mutex      // orders changes of forwarding and of the guard
+
+	engines engines
 
 	restoreOnce sync.Once
 	restored    chan struct{} // closed when Restore returns

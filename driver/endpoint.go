@@ -16,6 +16,7 @@ import (
 // createEndpoint records an endpoint; the kernel hears of it in Join. The
 // engine does not take back an endpoint whose creation failed, or was cut short.
 func (d *Driver) createEndpoint(ctx context.Context, r createEndpointRequest) (createEndpointResponse, error) {
+	d.meetEngine(ctx)
 	resp, err := d.addEndpoint(ctx, r)
 	if err != nil {
 		return resp, fmt.Errorf("create endpoint %.12s: %w", r.EndpointID, err)

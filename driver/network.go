@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"reflect"
+	"slices"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -54,7 +55,7 @@ func (d *Driver) addNetwork(ctx context.Context, n store.Network) error {
 		if !sameNetwork(n, old) {
 			return errors.New("it is there already, with other settings")
 		}
-	} else if err := d.admit(n); err != nil {
+	} else if err := d.admit(ctx, n); err != nil {
 		return err
 	}
 	var done undo
@@ -95,14 +96,20 @@ func (d *Driver) buildNetwork(n store.Network, done *undo) error {
 }
 
 // admit checks n against everything that is there, and puts its record.
-func (d *Driver) admit(n store.Network) error {
+func (d *Driver) admit(ctx context.Context, n store.Network) error {
 	d.admitting.Lock()
 	defer d.admitting.Unlock()
+	for _, old := range d.store.Networks() {
+		err := overlap(n, old)
+		if err == nil {
+			continue
+		}
+		if gaveWay, dropErr := d.giveWay(ctx, old); !gaveWay || dropErr != nil {
+			return errors.Join(err, dropErr)
+		}
+	}
 	known := d.store.Networks()
 	for _, old := range known {
-		if err := overlap(n, old); err != nil {
-			return err
-		}
 		if old.Bridge == n.Bridge {
 			return fmt.Errorf("bridge name %s is taken by network %.12s; choose another with -o %s=NAME", n.Bridge, old.ID, optBridgeName)
 		}
@@ -113,7 +120,32 @@ func (d *Driver) admit(n store.Network) error {
 	if err := checkHostAddrs(n, known); err != nil {
 		return err
 	}
+	if d.admitted == nil {
+		d.admitted = make(map[string]bool)
+	}
+	d.admitted[n.ID] = true
 	return d.store.PutNetwork(n)
+}
+
+// giveWay removes a network that the engine has forgotten, and says whether it
+// was one. An engine forgets a network whose creation or removal a dying daemon
+// did not answer, and gives its pool to the next. So it has no endpoint, and an
+// earlier process made it.
+func (d *Driver) giveWay(ctx context.Context, old store.Network) (forgotten bool, err error) {
+	if d.admitted[old.ID] {
+		return false, nil
+	}
+	release, err := d.networks.own(ctx, old.ID)
+	if err != nil {
+		return false, err
+	}
+	defer release()
+	used := slices.ContainsFunc(d.store.Endpoints(), func(ep store.Endpoint) bool { return ep.Network == old.ID && ep.Gone.IsZero() })
+	if used {
+		return false, nil
+	}
+	d.log.Warn("a network without containers gives way to another one with its pool: the engine has forgotten it", "network", old.ID)
+	return true, d.dropLocked(ctx, old)
 }
 
 // checkHostAddrs refuses pools with an address of this host in them, other
@@ -181,12 +213,17 @@ func (d *Driver) dropNetwork(ctx context.Context, id string) error {
 	if !ok {
 		return d.razeStray(id)
 	}
+	return d.dropLocked(ctx, n)
+}
+
+// dropLocked is dropNetwork under the network's lock.
+func (d *Driver) dropLocked(ctx context.Context, n store.Network) error {
 	// If this is cut short, the next start goes on with it.
-	if err := d.store.RetireNetwork(id); err != nil {
+	if err := d.store.RetireNetwork(n.ID); err != nil {
 		return err
 	}
 	for _, ep := range d.store.Endpoints() {
-		if ep.Network != id {
+		if ep.Network != n.ID {
 			continue
 		}
 		if err := d.dropOrphan(ctx, ep); err != nil {

@@ -223,7 +223,7 @@ func (d *Driver) razeStray(id string) error {
 // revive says whether the endpoint has its port still, and has it on the
 // network's bridge again.
 func (d *Driver) revive(n store.Network, ep store.Endpoint) (alive bool, err error) {
-	if dead, err := isDead(ep, time.Now()); err != nil {
+	if dead, err := d.isDead(ep, time.Now()); err != nil {
 		return false, err
 	} else if dead {
 		return false, unplug(ep.ID)
@@ -278,7 +278,7 @@ func (d *Driver) warn(err error, what, object string) {
 // isDead says whether an endpoint's container has ended without a Leave. The
 // engine sends none where it could not reach the daemon and gave up, nor, to a
 // driver that it has not yet asked for anything, for what died with it.
-func isDead(ep store.Endpoint, now time.Time) (bool, error) {
+func (d *Driver) isDead(ep store.Endpoint, now time.Time) (bool, error) {
 	if ep.Sandbox == "" {
 		return false, nil
 	}
@@ -286,7 +286,7 @@ func isDead(ep store.Endpoint, now time.Time) (bool, error) {
 	if err != nil || port == nil {
 		return err == nil, err
 	}
-	if now.Sub(ep.Created) < moveIn {
+	if now.Sub(ep.Created) < moveIn && !d.engines.outlived(ep) {
 		return false, nil
 	}
 	return abandoned(ep.ID)
@@ -296,12 +296,12 @@ func isDead(ep store.Endpoint, now time.Time) (bool, error) {
 func (d *Driver) buryDead(ctx context.Context, now time.Time) error {
 	var errs []error
 	for _, ep := range d.store.Endpoints() {
-		if dead, err := isDead(ep, now); !dead {
+		if dead, err := d.isDead(ep, now); !dead {
 			errs = append(errs, err)
 			continue
 		}
 		_, err := d.teardown(ctx, "bury", endpointRequest{ep.Network, ep.ID}, func(ep store.Endpoint) error {
-			if dead, err := isDead(ep, now); !dead {
+			if dead, err := d.isDead(ep, now); !dead {
 				return err // it has joined meanwhile
 			}
 			d.log.Info("a container has ended without a word", "endpoint", ep.ID, "network", ep.Network)

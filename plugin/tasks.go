@@ -8,6 +8,8 @@ import (
 	"net"
 	"net/http"
 	"time"
+
+	"github.com/portolan/portolan/driver"
 )
 
 // A task runs until its context ends and then returns nil, after everything
@@ -101,6 +103,7 @@ func (s server) run(ctx context.Context) error {
 	defer breakOff()
 	srv := &http.Server{
 		BaseContext: func(net.Listener) context.Context { return calls },
+		ConnContext: withCaller,
 		Handler:     s.handler,
 		// A client that connects and says nothing holds a goroutine. Some connect
 		// before they need it.
@@ -125,6 +128,20 @@ func (s server) run(ctx context.Context) error {
 		return err
 	}
 	return nil
+}
+
+// withCaller tells the calls of a connection when the process at its other end
+// began, where that can be seen: a managed plugin has a pid namespace of its own.
+func withCaller(ctx context.Context, conn net.Conn) context.Context {
+	cred, err := peer(conn)
+	if err != nil || cred.Pid == 0 {
+		return ctx
+	}
+	began, err := processStart(int(cred.Pid))
+	if err != nil {
+		return ctx
+	}
+	return driver.WithCaller(ctx, began)
 }
 
 // serve ends when srv is shut down or its listener breaks.

@@ -1,0 +1,75 @@
+package driver
+
+import (
+	"bytes"
+	"encoding/json"
+	"net/http"
+	"net/http/httptest"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/portolan/portolan/portmap"
+)
+
+// An engine forgets a network whose creation or removal died with the daemon,
+// and gives its pool to the next one. What is used, or was made since, stays.
+func TestForgottenNetworkGivesWay(t *testing.T) {
+	r := newRig(t)
+	same := func(n int) object {
+		request := networkOf(1, true, nil)
+		request["NetworkID"] = id(n)
+		return request
+	}
+	r.ok("CreateNetwork", networkOf(1, true, nil))
+	assert.Contains(t, r.refused("CreateNetwork", same(2)), "overlaps")
+	r.restart()
+	r.run(1, 10, 2, true, "/sb1")
+	assert.Contains(t, r.refused("CreateNetwork", same(2)), "overlaps")
+	r.ok("DeleteEndpoint", endpointOf(1, 10))
+	assert.Contains(t, r.refused("CreateNetwork", networkOf(3, true, object{optBridgeName: bridgeOf(1)})), "taken", "no engine minds bridges")
+	r.ok("CreateNetwork", same(2))
+	_, known := r.store.Network(id(1))
+	assert.False(t, known)
+	l, err := findLink(bridgeOf(1))
+	assert.NoError(t, err)
+	assert.Nil(t, l)
+	linkOf(t, bridgeOf(2))
+	r.ok("DeleteNetwork", object{"NetworkID": id(2)})
+	r.nothingLeft()
+}
+
+// What an engine had begun and not finished when it ended is known to be dead
+// when the next one asks for something.
+func TestNewEngineBuriesTheDead(t *testing.T) {
+	r := newRig(t)
+	pub := portmap.NewPublisher(portmap.PublisherConfig{Mapper: r.mapper})
+	r.Driver.pub = pub
+	t.Cleanup(func() { assert.NoError(t, pub.Close()) })
+	create := func(e, host int, began time.Time) {
+		body, err := json.Marshal(object{"NetworkID": id(1), "EndpointID": id(e), "Interface": object{"Address": "10.1.0." + string(rune('0'+host)) + "/24"}})
+		require.NoError(t, err)
+		request := httptest.NewRequest(http.MethodPost, "/NetworkDriver.CreateEndpoint", bytes.NewReader(body))
+		w := httptest.NewRecorder()
+		r.h.ServeHTTP(w, request.WithContext(WithCaller(request.Context(), began)))
+		require.NotContains(t, w.Body.String(), "Err")
+	}
+	engine := time.Now().Add(-time.Hour)
+	r.ok("CreateNetwork", networkOf(1, false, nil))
+	create(10, 2, engine)
+	r.ok("Join", object{"NetworkID": id(1), "EndpointID": id(10), "SandboxKey": "/sb1"})
+	r.ok("ProgramExternalConnectivity", programOf(1, 10, udp("", 5353, 53)))
+
+	create(11, 3, engine.Add(10*time.Millisecond)) // another connection of the same engine
+	assert.Equal(t, []string{"5353->53/udp"}, r.published(10))
+	create(12, 4, time.Now())
+	assert.Empty(t, r.published(10))
+	linkless, err := findPort(id(10))
+	assert.NoError(t, err)
+	assert.Nil(t, linkless)
+	r.ok("Join", object{"NetworkID": id(1), "EndpointID": id(12), "SandboxKey": "/sb2"})
+	r.ok("ProgramExternalConnectivity", programOf(1, 12, udp("", 5353, 53)))
+	assert.Equal(t, []string{"5353->53/udp"}, r.published(12))
+}
