@@ -80,7 +80,7 @@ func (l *closedLab) fire(all []shot) {
 	l.t.Helper()
 	var dialled sync.WaitGroup
 	errs := make(chan error, len(all))
-	var from *place
+	var from *spot
 	var packets [][]byte
 	flush := func() {
 		if from != nil {
@@ -186,7 +186,7 @@ func (l *closedLab) requireClosed(state string, but ...func(closedRow) bool) {
 // arrives at its receiver.
 func (l *closedLab) checkControls() {
 	type end struct {
-		*place
+		*spot
 		is4 bool
 	}
 	sends, receives := map[end]bool{}, map[end]bool{}

@@ -14,7 +14,7 @@ import (
 	"github.com/portolan/portolan/internal/enginetest"
 )
 
-// closedLab is a host with a container of every kind, and places that try to
+// closedLab is a host with a container of every kind, and spots that try to
 // reach them. Its drivers are Portolan and, for comparison, Docker's own bridge.
 //
 //	neighbour ── lan0 ┐       ┌ a1, a2 (network a; a1 publishes)
@@ -28,8 +28,8 @@ type closedLab struct {
 	*host
 	builtIn bool // networks are Docker's own
 
-	lan, friend, ours                      *place
-	a1, a2, b1, internal1, trusted1, other *place
+	lan, friend, ours                      *spot
+	a1, a2, b1, internal1, trusted1, other *spot
 }
 
 // The host's addresses by vpn0, which the neighbour has no business with.
@@ -62,9 +62,9 @@ func newClosedLab(t *testing.T, mapper string) *closedLab {
 	}
 	hostPath := l.engine.Host.Path()
 	lan := l.mac(hostPath, enginetest.HostInterface)
-	l.ours = l.place("the host", hostPath, "", nil, enginetest.HostIPv4, enginetest.HostIPv6)
-	l.lan = l.place("the neighbour", l.engine.Peer.Path(), enginetest.PeerInterface, lan, enginetest.PeerIPv4, enginetest.PeerIPv6)
-	l.friend = l.place("the friend", l.engine.Peer.Path(), "vpn1", l.mac(hostPath, vpnIface), "192.0.2.2", "2001:db8:2::2")
+	l.ours = l.spot("the host", hostPath, "", nil, enginetest.HostIPv4, enginetest.HostIPv6)
+	l.lan = l.spot("the neighbour", l.engine.Peer.Path(), enginetest.PeerInterface, lan, enginetest.PeerIPv4, enginetest.PeerIPv6)
+	l.friend = l.spot("the friend", l.engine.Peer.Path(), "vpn1", l.mac(hostPath, vpnIface), "192.0.2.2", "2001:db8:2::2")
 	l.a1 = l.container("a1", "a", "5300:7000", "127.0.0.1:5301:7000", "[::1]:5302:7000", enginetest.HostIPv4+":5303:7000")
 	l.a2 = l.container("a2", "a")
 	l.b1 = l.container("b1", "b", "5400:7000")
@@ -122,7 +122,7 @@ func bridgeOf(network string) string {
 
 // container runs one that publishes ports with all three protocols: where the
 // kernel has no SCTP sockets, Docker's own driver publishes none.
-func (l *closedLab) container(name, network string, ports ...string) *place {
+func (l *closedLab) container(name, network string, ports ...string) *spot {
 	l.t.Helper()
 	args := []string{"docker", "run", "-d", "--name", name, "--network", network}
 	for _, port := range ports {
@@ -139,12 +139,12 @@ func (l *closedLab) container(name, network string, ports ...string) *place {
 		addrs = append(addrs, "")
 	}
 	hostPath := l.engine.Host.Path()
-	return l.place(name, filepath.Join("/proc", pid, "ns/net"), "eth0", l.mac(hostPath, bridgeOf(network)), addrs[0], addrs[1])
+	return l.spot(name, filepath.Join("/proc", pid, "ns/net"), "eth0", l.mac(hostPath, bridgeOf(network)), addrs[0], addrs[1])
 }
 
-func (l *closedLab) place(name, ns, iface string, router net.HardwareAddr, addr4, addr6 string) *place {
+func (l *closedLab) spot(name, ns, iface string, router net.HardwareAddr, addr4, addr6 string) *spot {
 	l.t.Helper()
-	p := &place{name: name, ns: ns, iface: iface, router: router, addr4: netip.MustParseAddr(addr4)}
+	p := &spot{name: name, ns: ns, iface: iface, router: router, addr4: netip.MustParseAddr(addr4)}
 	if addr6 != "" {
 		p.addr6 = netip.MustParseAddr(addr6)
 	}
@@ -164,8 +164,8 @@ func (l *closedLab) mac(ns, iface string) (mac net.HardwareAddr) {
 	return mac
 }
 
-// gateway is the host's address on the bridge of the place's network.
-func (p *place) gateway(is4 bool) netip.Addr {
+// gateway is the host's address on the bridge of the spot's network.
+func (p *spot) gateway(is4 bool) netip.Addr {
 	if is4 {
 		b := p.addr4.As4()
 		b[3] = 1

@@ -17,11 +17,11 @@ import (
 	"github.com/portolan/portolan/internal/enginetest"
 )
 
-// place is a host or a container: it sends what it likes, and keeps the tokens
+// spot is a host or a container: it sends what it likes, and keeps the tokens
 // of all packets that its kernel delivers, those to ports where nobody listens
 // too. A raw socket sees a packet behind every rule, whatever protocols the
 // kernel has.
-type place struct {
+type spot struct {
 	name   string
 	ns     string // path of its network namespace
 	iface  string // by which it sends
@@ -35,8 +35,8 @@ type place struct {
 	got map[token]bool
 }
 
-// listen makes the place's raw sockets. Their goroutines end with the test.
-func (p *place) listen(t *testing.T) {
+// listen makes the spot's raw sockets. Their goroutines end with the test.
+func (p *spot) listen(t *testing.T) {
 	p.got = map[token]bool{}
 	var readers sync.WaitGroup
 	var conns []net.PacketConn
@@ -68,7 +68,7 @@ func (p *place) listen(t *testing.T) {
 	}), "listen at %s", p.name)
 }
 
-func (p *place) receive(pr proto, c net.PacketConn) {
+func (p *spot) receive(pr proto, c net.PacketConn) {
 	buf := make([]byte, 65536)
 	for {
 		n, _, err := c.ReadFrom(buf)
@@ -83,26 +83,26 @@ func (p *place) receive(pr proto, c net.PacketConn) {
 	}
 }
 
-func (p *place) has(t token) bool {
+func (p *spot) has(t token) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.got[t]
 }
 
-func (p *place) addr(is4 bool) netip.Addr {
+func (p *spot) addr(is4 bool) netip.Addr {
 	if is4 {
 		return p.addr4
 	}
 	return p.addr6
 }
 
-// do runs f in the place's network.
-func (p *place) do(f func() error) error { return enginetest.InNetwork(p.ns, f) }
+// do runs f in the spot's network.
+func (p *spot) do(f func() error) error { return enginetest.InNetwork(p.ns, f) }
 
-// sendFrames sends packets to the place's router, whatever its own routing would
-// do with them. All places send on one CPU, where a frame goes through the wires
+// sendFrames sends packets to the spot's router, whatever its own routing would
+// do with them. All spots send on one CPU, where a frame goes through the wires
 // and bridges of this kernel before the next: what is sent later arrives later.
-func (p *place) sendFrames(packets [][]byte) error {
+func (p *spot) sendFrames(packets [][]byte) error {
 	return p.do(func() error {
 		var cpus, one unix.CPUSet
 		if err := unix.SchedGetaffinity(0, &cpus); err != nil {
@@ -146,7 +146,7 @@ const tcpWait = time.Second
 
 // dial sends a token as a program would: a TCP connection is made before it,
 // and whatever hinders that is as good as silence.
-func (p *place) dial(pr proto, dst netip.AddrPort, t token) error {
+func (p *spot) dial(pr proto, dst netip.AddrPort, t token) error {
 	var c net.Conn
 	err := p.do(func() error {
 		ctx, cancel := context.WithTimeout(context.Background(), tcpWait)

@@ -7,10 +7,10 @@ import (
 	"github.com/portolan/portolan/internal/enginetest"
 )
 
-// probe is a packet of each protocol from one place that another one gets, or
+// probe is a packet of each protocol from one spot that another one gets, or
 // does not get.
 type probe struct {
-	from, to *place
+	from, to *spot
 	src      netip.Addr // the sender's own, if it is not valid
 	dst      netip.AddrPort
 	dial     bool // by a program's socket, not as a frame to the router
@@ -40,9 +40,9 @@ func as(probes []probe, addrs ...netip.Addr) (out []probe) {
 	return out
 }
 
-// frames are from each of some places to a port of each of some addresses. An
+// frames are from each of some spots to a port of each of some addresses. An
 // IPv6 address is left out where the sender has none.
-func frames(to *place, port uint16, addrs []netip.Addr, from ...*place) (out []probe) {
+func frames(to *spot, port uint16, addrs []netip.Addr, from ...*spot) (out []probe) {
 	for _, f := range from {
 		for _, a := range addrs {
 			if f.addr(a.Is4()).IsValid() {
@@ -54,7 +54,7 @@ func frames(to *place, port uint16, addrs []netip.Addr, from ...*place) (out []p
 }
 
 // dials are the same by sockets of programs.
-func dials(to *place, port uint16, addrs []netip.Addr, from ...*place) []probe {
+func dials(to *spot, port uint16, addrs []netip.Addr, from ...*spot) []probe {
 	out := frames(to, port, addrs, from...)
 	for i := range out {
 		out[i].dial = true
@@ -69,15 +69,15 @@ func addrs(text ...string) (as []netip.Addr) {
 	return as
 }
 
-// both are the addresses of a place; docker0's containers have IPv4 alone.
-func (p *place) both() []netip.Addr {
+// both are the addresses of a spot; docker0's containers have IPv4 alone.
+func (p *spot) both() []netip.Addr {
 	if p.addr6.IsValid() {
 		return []netip.Addr{p.addr4, p.addr6}
 	}
 	return []netip.Addr{p.addr4}
 }
 
-func (p *place) gateways() []netip.Addr {
+func (p *spot) gateways() []netip.Addr {
 	return []netip.Addr{p.gateway(true), p.gateway(false)}
 }
 
@@ -124,7 +124,7 @@ func (l *closedLab) rows() []closedRow {
 	row("port on one address of the host, by its others",
 		frames(l.a1, 5303, append(addrs(vpn4, vpn6, enginetest.HostIPv6), l.a1.gateways()...), l.lan, l.b1))
 
-	direct := func(from ...*place) (ps []probe) {
+	direct := func(from ...*spot) (ps []probe) {
 		ps = append(ps, frames(l.a1, 7000, l.a1.both(), from...)...)
 		ps = append(ps, frames(l.a1, 7001, l.a1.both(), from...)...)
 		return append(ps, frames(l.a2, 7000, l.a2.both(), from...)...)
@@ -193,14 +193,14 @@ func (l *closedLab) open() []probe {
 	add(dials(l.a1, 5300, hostAddrs, l.lan, l.a2, l.b1))
 	add(frames(l.b1, 5400, hostAddrs, l.lan, l.a1, l.a2))
 	add(frames(l.ours, 9001, hostAddrs, l.lan, l.b1))
-	for _, p := range []*place{l.a1, l.internal1} {
+	for _, p := range []*spot{l.a1, l.internal1} {
 		add(frames(l.ours, 9001, p.gateways(), p))
 	}
 	add(frames(l.ours, 9001, []netip.Addr{l.other.gateway(true)}, l.other))
 	add(frames(l.lan, 9002, l.lan.both(), l.a1))
 	add(dials(l.a1, 5301, addrs("127.0.0.1"), l.ours))
 	add(dials(l.a1, 5303, hostAddrs[:1], l.lan))
-	for _, p := range []*place{l.a2, l.internal1, l.trusted1, l.other} {
+	for _, p := range []*spot{l.a2, l.internal1, l.trusted1, l.other} {
 		add(dials(p, 7000, p.both(), l.ours))
 	}
 	return append(ps, l.trusting()...)

@@ -20,12 +20,12 @@ type tenant struct {
 	network string
 	publish []string // arguments of -p
 	listen  []string // arguments of demo echo
-	probes  []probe
+	probes  []way
 }
 
-// probe is a way to a tenant's port, and the port in the container that it leads
+// way leads to a tenant's port, and names the port in the container that it leads
 // to.
-type probe struct {
+type way struct {
 	place
 	network string
 	host    int
@@ -61,9 +61,9 @@ func (s *soak) churn(ctx context.Context, worker int) {
 }
 
 // everywhere are probes of one host port by every way.
-func (s *soak) everywhere(network string, host, port int) (ps []probe) {
+func (s *soak) everywhere(network string, host, port int) (ps []way) {
 	for _, p := range s.places() {
-		ps = append(ps, probe{p, network, host, port})
+		ps = append(ps, way{p, network, host, port})
 	}
 	return ps
 }
@@ -125,7 +125,7 @@ func (s *soak) addresses(ctx context.Context, t tenant, base int) error {
 	}
 	t.listen = []string{"-udp", "7000,7001", "-tcp", "7002"}
 	places := s.places()
-	t.probes = []probe{{places[0], "udp", base, 7000}, {places[2], "udp", base, 7001}, {places[4], "tcp", base, 7002}, {places[5], "tcp", base, 7002}}
+	t.probes = []way{{places[0], "udp", base, 7000}, {places[2], "udp", base, 7001}, {places[4], "tcp", base, 7002}, {places[5], "tcp", base, 7002}}
 	return s.live(ctx, t, nil)
 }
 
@@ -162,7 +162,7 @@ func (s *soak) moved(ctx context.Context, t tenant, base int) error {
 		t.probes = t.probes[:0]
 		for _, p := range s.places() {
 			if p.name != "neighbour, IPv6" {
-				t.probes = append(t.probes, probe{p, "udp", base, 7000}, probe{p, "tcp", base, 7000})
+				t.probes = append(t.probes, way{p, "udp", base, 7000}, way{p, "tcp", base, 7000})
 			}
 		}
 		return nil
@@ -213,7 +213,7 @@ func (s *soak) reached(t tenant) error {
 }
 
 // ask sends a message to a tenant.
-func (p probe) ask(name string) error {
+func (p way) ask(name string) error {
 	payload := strconv.Itoa(rand.Int())
 	text, err := p.send(p.network, p.host, payload, time.Second)
 	if err != nil {
