@@ -1,0 +1,99 @@
+package portmap_test
+
+import (
+	"runtime"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"github.com/vishvananda/netlink"
+
+	"github.com/portolan/portolan/portmap"
+)
+
+// underFlood floods a port of this host and calls ask again and again meanwhile,
+// at least once.
+func underFlood(t *testing.T, w *town, tcp bool, port uint16, sources int, ask func()) {
+	t.Helper()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		flood(t, w.neighbour, tcp, port, sources)
+	}()
+	for {
+		ask()
+		select {
+		case <-done:
+			return
+		default:
+		}
+	}
+}
+
+// proxied publishes ports that the neighbour reaches through the proxy alone:
+// 53/udp and 8080 of c2, which are flooded, and 5353 of c3.
+func proxied(t *testing.T, change func(*portmap.PublisherConfig)) *town {
+	t.Helper()
+	require.NoError(t, netlink.ConntrackTableFlush(netlink.ConntrackTable))
+	w := newTownWith(t, nil, change)
+	say(t, w.c2, 53, "two")
+	say(t, w.c2, 80, "two")
+	say(t, w.c3, 53, "three")
+	for i, specs := range [][]string{{"53:53/udp", "8080:80"}, {"5353:53/udp", "5353:53"}} {
+		to := only6(target([]string{"e1", "e2"}[i], 2+i))
+		to.ProxyRemote = true
+		w.publish(t, to.Endpoint, to, specs...)
+	}
+	requireSays(t, w.neighbour, "three", "198.51.100.1:5353")
+	return w
+}
+
+// TestUDPFlood floods a port of the proxy from 200,000 spoofed sources. Its flows
+// stay at their bound, and so does the memory; another port is served all the
+// time, and the numbers say what was lost.
+func TestUDPFlood(t *testing.T) {
+	const most, sources = 64, 200_000
+	w := proxied(t, func(cfg *portmap.PublisherConfig) { cfg.MaxFlows = most })
+	before := heap()
+	underFlood(t, w, false, 53, sources, func() {
+		requireSays(t, w.neighbour, "three", "198.51.100.1:5353")
+		require.LessOrEqual(t, numbers(t, w.Publisher, "53->53/udp")["portolan_proxy_flows"], most)
+	})
+	var n map[string]int
+	arrived := func() int {
+		n = numbers(t, w.Publisher, "53->53/udp")
+		return n["portolan_proxy_flows_total"] + n["portolan_proxy_socket_drops_total"]
+	}
+	require.Eventually(t, func() bool { return arrived() >= sources }, time.Minute, 10*time.Millisecond)
+	require.Equal(t, most, n["portolan_proxy_flows"])
+	require.Equal(t, n["portolan_proxy_flows_total"]-most, n["portolan_proxy_flows_evicted_total limit"], "%v", n)
+	require.Less(t, heap()-before, 8<<20)
+	other := numbers(t, w.Publisher, "5353->53/udp")
+	require.Zero(t, other["portolan_proxy_flows_evicted_total limit"])
+	require.Zero(t, other["portolan_proxy_datagrams_dropped_total"])
+	got, err := ask(w.neighbour, "udp", "198.51.100.1:53", answerWait)
+	require.NoError(t, err)
+	require.Equal(t, "two", got, "a flow that is new ends the idlest")
+}
+
+func heap() int {
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return int(m.HeapAlloc + m.StackInuse)
+}
+
+// TestSYNFlood floods a port of the proxy with SYNs that nobody follows up.
+func TestSYNFlood(t *testing.T) {
+	w := proxied(t, func(*portmap.PublisherConfig) {})
+	underFlood(t, w, true, 8080, 50_000, func() {
+		requireSays(t, w.neighbour, "three", "198.51.100.1:5353")
+	})
+	require.Eventually(t, func() bool {
+		return numbers(t, w.Publisher, "8080->80")["portolan_proxy_listener_drops_total"] > 25_000
+	}, answerWait, 10*time.Millisecond)
+	require.Zero(t, numbers(t, w.Publisher, "8080->80")["portolan_proxy_connections"])
+	got, err := ask(w.neighbour, "tcp", "198.51.100.1:8080", answerWait)
+	require.NoError(t, err)
+	require.Equal(t, "two", got)
+}
