@@ -154,13 +154,14 @@ func (m *NFTables) settleLocked() error {
 	return err
 }
 
-// outsideLocked keeps the rule in DOCKER-USER, the table for the administrator's
-// rules, and the table of family bridge, and says whether it had to change them.
+// outsideLocked keeps the rule in DOCKER-USER and the table of family bridge, and
+// says whether it had to change them. The administrator's table is kept, too, and
+// may have been removed by them: that is no repair.
 func (m *NFTables) outsideLocked() (changed bool, err error) {
 	docker, dockerErr := m.docker.ensure(len(m.nets) > 0)
-	user, userErr := m.user.ensure(len(m.nets) > 0)
+	userErr := m.user.ensure(len(m.nets) > 0)
 	ports, portsErr := m.ports.ensure(m.closesPorts())
-	return docker || user || ports, errors.Join(dockerErr, userErr, portsErr)
+	return docker || ports, errors.Join(dockerErr, userErr, portsErr)
 }
 
 func (m *NFTables) removeTableLocked() error {

@@ -37,28 +37,27 @@ func planUser() nftPart {
 		hook: hook(nftables.ChainTypeFilter, nftables.ChainHookForward, -2, "forward priority filter - 2")}}}
 }
 
-// ensure says whether it had to change anything.
-func (u userTable) ensure(wanted bool) (changed bool, err error) {
+func (u userTable) ensure(wanted bool) error {
 	tables, err := u.conn.ListTables()
 	if err != nil {
-		return false, fmt.Errorf("list nftables tables: %w", err)
+		return fmt.Errorf("list nftables tables: %w", err)
 	}
 	stands := slices.ContainsFunc(tables, func(t *nftables.Table) bool {
 		return t.Name == UserTable && t.Family == nftables.TableFamilyINet
 	})
 	if !wanted {
 		if !stands {
-			return false, nil
+			return nil
 		}
 		return u.removeEmpty()
 	}
 	if stands {
 		chains, err := u.conn.ListChainsOfTableFamily(nftables.TableFamilyINet)
 		if err != nil {
-			return false, fmt.Errorf("list chains: %w", err)
+			return fmt.Errorf("list chains: %w", err)
 		}
 		if slices.ContainsFunc(chains, func(c *nftables.Chain) bool { return c.Table.Name == UserTable && c.Name == userForward }) {
-			return false, nil
+			return nil
 		}
 	} else {
 		u.conn.AddTable(u.table())
@@ -68,9 +67,9 @@ func (u userTable) ensure(wanted bool) (changed bool, err error) {
 		u.conn.AddChain(c.chain(ch))
 	}
 	if err := u.conn.Flush(); err != nil {
-		return false, fmt.Errorf("make nftables table %s: %w", UserTable, err)
+		return fmt.Errorf("make nftables table %s: %w", UserTable, err)
 	}
-	return true, nil
+	return nil
 }
 
 // nonRecursive has the kernel refuse to delete what is not empty (NLM_F_NONREC).
@@ -79,10 +78,10 @@ const nonRecursive = netlink.HeaderFlags(0x100)
 // removeEmpty deletes chain and table, of which the kernel says whether they are
 // empty: nobody's rule goes. It uses a socket of its own, since the answers to a
 // batch that fails are several.
-func (u userTable) removeEmpty() (removed bool, err error) {
+func (u userTable) removeEmpty() error {
 	raw, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
 	if err != nil {
-		return false, fmt.Errorf("open netlink socket: %w", err)
+		return fmt.Errorf("open netlink socket: %w", err)
 	}
 	defer raw.Close()
 	chain, err := netlink.MarshalAttributes([]netlink.Attribute{
@@ -90,11 +89,11 @@ func (u userTable) removeEmpty() (removed bool, err error) {
 		{Type: unix.NFTA_CHAIN_NAME, Data: []byte(userForward + "\x00")},
 	})
 	if err != nil {
-		return false, err
+		return err
 	}
 	table, err := netlink.MarshalAttributes([]netlink.Attribute{{Type: unix.NFTA_TABLE_NAME, Data: []byte(UserTable + "\x00")}})
 	if err != nil {
-		return false, err
+		return err
 	}
 	const inet = byte(nftables.TableFamilyINet)
 	_, err = raw.SendMessages([]netlink.Message{
@@ -109,12 +108,12 @@ func (u userTable) removeEmpty() (removed bool, err error) {
 	switch {
 	case errors.Is(err, unix.EBUSY), errors.Is(err, unix.ENOENT), errors.Is(err, unix.EPERM):
 		u.log.Info("nftables table "+UserTable+" stays: there is more in it than Portolan made", "err", err)
-		return false, nil
+		return nil
 	case err != nil:
-		return false, fmt.Errorf("delete nftables table %s: %w", UserTable, err)
+		return fmt.Errorf("delete nftables table %s: %w", UserTable, err)
 	}
 	u.log.Info("remove nftables table", "name", "inet "+UserTable)
-	return true, nil
+	return nil
 }
 
 // nftMessage is a message of a batch.
