@@ -39,6 +39,7 @@ func TestClosed(t *testing.T) {
 			l := newClosedLab(t, mapper)
 			l.checkControls()
 			l.requireClosed("as started")
+			l.requireNoRouter()
 			l.flush()
 			require.NoError(t, l.stopDaemon())
 			l.requireClosed("while the daemon is away")
