@@ -26,6 +26,7 @@ import (
 func TestClosed(t *testing.T) {
 	table := newClosedTable()
 	if *closedTable != "" {
+		aroundTable(t, *closedTable) // before minutes have been spent
 		t.Run("built-in", table.builtIn)
 		t.Run("built-in of a newer engine", func(t *testing.T) {
 			t.Setenv("ENGINE", *closedNewer)

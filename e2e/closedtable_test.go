@@ -128,11 +128,18 @@ func (tb *table) write(t *testing.T, path string) {
 		}
 		fmt.Fprintf(&b, "| %s |\n", strings.Join(line, " | "))
 	}
+	before, after := aroundTable(t, path)
+	text := fmt.Appendf(nil, "%s%s%s%s%s", before, closedBegin, b.String(), closedEnd, after)
+	assert.NoError(t, os.WriteFile(path, text, 0o644))
+}
+
+// aroundTable is a file without what is between the markers.
+func aroundTable(t *testing.T, path string) (before, after []byte) {
+	t.Helper()
 	whole, err := os.ReadFile(path)
 	require.NoError(t, err)
 	before, rest, begins := bytes.Cut(whole, []byte(closedBegin))
 	_, after, ends := bytes.Cut(rest, []byte(closedEnd))
-	require.True(t, begins && ends, "%s has the lines %q and %q", path, closedBegin, closedEnd)
-	text := fmt.Appendf(nil, "%s%s%s%s%s", before, closedBegin, b.String(), closedEnd, after)
-	assert.NoError(t, os.WriteFile(path, text, 0o644))
+	require.True(t, begins && ends, "%s has no lines %q and %q", path, closedBegin, closedEnd)
+	return before, after
 }
