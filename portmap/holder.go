@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"unicode"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -93,9 +94,20 @@ func socketProcess(inode uint32) (pid, comm string) {
 		if err != nil {
 			return "", ""
 		}
-		return pid, strings.TrimSpace(string(b))
+		return pid, printable(strings.TrimSpace(string(b)))
 	}
 	return "", ""
+}
+
+// printable is a name without what a terminal would obey: every process may give
+// itself any, and somebody else reads it in an error.
+func printable(name string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsPrint(r) {
+			return r
+		}
+		return '?'
+	}, name)
 }
 
 // hostAddress is an address of this host to publish on in place of other: the
