@@ -221,17 +221,23 @@ func (l *closedLab) flush() {
 		docker[tool] = strings.Join(lines, "")
 	}
 	if l.mapper == "nftables" {
+		for _, family := range []string{"ip", "ip6"} { // of Docker's own nftables backend
+			if table, err := enginetest.Run(l.command("host", "nft", "list", "table", family, "docker-bridges")); err == nil {
+				docker["nft"] += table + "\n"
+			}
+		}
 		l.must("host", "nft", "flush", "ruleset")
 		l.requireClosed("flushed", func(r closedRow) bool { return r.byDocker })
 	} else {
-		for tool := range docker {
+		for _, tool := range []string{"iptables", "ip6tables"} {
 			for _, table := range []string{"raw", "nat", "filter"} {
 				l.must("host", tool, "-t", table, "-F")
 			}
 		}
 	}
+	restore := map[string][]string{"iptables": {"iptables-restore", "--noflush"}, "ip6tables": {"ip6tables-restore", "--noflush"}, "nft": {"nft", "-f", "-"}}
 	for tool, rules := range docker {
-		cmd := l.command("host", tool+"-restore", "--noflush")
+		cmd := l.command(append([]string{"host"}, restore[tool]...)...)
 		cmd.Stdin = strings.NewReader(rules)
 		_, err := enginetest.Run(cmd)
 		require.NoError(l.t, err)
