@@ -78,6 +78,7 @@ type Driver struct {
 	mapper portmap.Mapper
 	pub    Publisher
 	sys    sysctls
+	clock  clock
 
 	maxBody int64 // bytes of a request
 
@@ -108,6 +109,7 @@ func New(cfg Config) *Driver {
 		mapper:   cfg.Mapper,
 		pub:      cfg.Publisher,
 		sys:      sysctls{cfg.SysctlDir},
+		clock:    newClock(),
 		maxBody:  maxBody,
 		restored: make(chan struct{}),
 	}

@@ -7,7 +7,6 @@ import (
 	"net"
 	"net/netip"
 	"slices"
-	"time"
 
 	"github.com/portolan/portolan/internal/store"
 	"github.com/portolan/portolan/portmap"
@@ -43,7 +42,7 @@ func (d *Driver) addEndpoint(ctx context.Context, r createEndpointRequest) (resp
 	if _, ok := d.store.Endpoint(r.EndpointID); ok {
 		return resp, errors.New("it is there already")
 	}
-	ep := store.Endpoint{ID: r.EndpointID, Network: n.ID, Phase: store.Intent, Created: time.Now()}
+	ep := store.Endpoint{ID: r.EndpointID, Network: n.ID, Phase: store.Intent, Created: d.clock.now()}
 	if ep.Addr4, ep.Addr6, err = parseAddrs(n, r.Interface); err != nil {
 		return resp, err
 	}

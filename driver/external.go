@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -22,7 +21,7 @@ func (d *Driver) programExternal(ctx context.Context, r programRequest) (nothing
 	if errors.Is(err, portmap.ErrPortInUse) {
 		// The holder may be dead, and nobody have said so; or another call has
 		// just found out.
-		d.warn(d.buryDead(ctx, time.Now()), "look for dead endpoints", r.EndpointID)
+		d.warn(d.buryDead(ctx, d.clock.now()), "look for dead endpoints", r.EndpointID)
 		err = d.publish(ctx, r)
 	}
 	if err != nil {

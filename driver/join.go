@@ -91,7 +91,7 @@ func (d *Driver) takeOut(ep store.Endpoint) error {
 	if ep.Sandbox == "" {
 		return err
 	}
-	err = errors.Join(err, d.store.RetireEndpoint(ep.ID, func(e *store.Endpoint) { bury(e, time.Now()) }))
+	err = errors.Join(err, d.store.RetireEndpoint(ep.ID, func(e *store.Endpoint) { bury(e, d.clock.now()) }))
 	// The host ports are the sandbox's: an endpoint that inherits them may
 	// still be there, and be told so only after this.
 	others := slices.ContainsFunc(d.store.EndpointsOf(ep.Sandbox), func(e store.Endpoint) bool { return e.ID != ep.ID })

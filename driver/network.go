@@ -7,7 +7,6 @@ import (
 	"net/netip"
 	"reflect"
 	"slices"
-	"time"
 
 	"github.com/vishvananda/netlink"
 
@@ -48,7 +47,7 @@ func (d *Driver) addNetwork(ctx context.Context, n store.Network) error {
 	}
 	defer release()
 
-	n.Created = time.Now()
+	n.Created = d.clock.now()
 	old, exists := d.store.Network(n.ID)
 	if exists {
 		n.Created = old.Created

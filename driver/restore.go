@@ -141,7 +141,7 @@ func (d *Driver) sortOut(built map[string]store.Network) []store.Endpoint {
 		case alive && ok:
 			live = append(live, ep)
 		case !alive && err == nil:
-			err := d.store.RetireEndpoint(ep.ID, func(e *store.Endpoint) { bury(e, time.Now()) })
+			err := d.store.RetireEndpoint(ep.ID, func(e *store.Endpoint) { bury(e, d.clock.now()) })
 			d.warn(err, "record the end of an endpoint", ep.ID)
 		}
 	}
@@ -223,7 +223,7 @@ func (d *Driver) razeStray(id string) error {
 // revive says whether the endpoint has its port still, and has it on the
 // network's bridge again.
 func (d *Driver) revive(n store.Network, ep store.Endpoint) (alive bool, err error) {
-	if dead, err := d.isDead(ep, time.Now()); err != nil {
+	if dead, err := d.isDead(ep, d.clock.now()); err != nil {
 		return false, err
 	} else if dead {
 		return false, unplug(ep.ID)
@@ -286,7 +286,7 @@ func (d *Driver) isDead(ep store.Endpoint, now time.Time) (bool, error) {
 	if err != nil || port == nil {
 		return err == nil, err
 	}
-	if now.Sub(ep.Created) < moveIn && !d.engines.outlived(ep) {
+	if d.clock.age(ep.Created, now) < moveIn && !d.engines.outlived(ep) {
 		return false, nil
 	}
 	return abandoned(ep.ID)
@@ -315,17 +315,18 @@ func (d *Driver) buryDead(ctx context.Context, now time.Time) error {
 // Reap removes the endpoints that never joined, ten minutes after they were
 // created, and tombstones after a day. Endpoints whose container has ended
 // without a word become tombstones. What the disk would not take earlier is
-// written.
+// written. Only what has passed by the monotonic clock counts (time.Now has it).
 func (d *Driver) Reap(now time.Time) error {
 	ctx, cancel := context.WithTimeout(context.Background(), waitLimit)
 	defer cancel()
+	now = d.clock.at(now)
 	errs := []error{d.buryDead(ctx, now)}
 	for _, ep := range d.store.Endpoints() {
-		if !overdue(ep, now) {
+		if !d.overdue(ep, now) {
 			continue
 		}
 		_, err := d.teardown(ctx, "reap", endpointRequest{ep.Network, ep.ID}, func(ep store.Endpoint) error {
-			if !overdue(ep, now) {
+			if !d.overdue(ep, now) {
 				return nil // it has joined meanwhile
 			}
 			return d.dropEndpoint(ep)
@@ -335,9 +336,9 @@ func (d *Driver) Reap(now time.Time) error {
 	return errors.Join(append(errs, d.store.Sync())...)
 }
 
-func overdue(ep store.Endpoint, now time.Time) bool {
+func (d *Driver) overdue(ep store.Endpoint, now time.Time) bool {
 	if !ep.Gone.IsZero() {
-		return now.Sub(ep.Gone) > tombstoneAge
+		return d.clock.age(ep.Gone, now) > tombstoneAge
 	}
-	return ep.Phase != store.Done && now.Sub(ep.Created) > neverJoined
+	return ep.Phase != store.Done && d.clock.age(ep.Created, now) > neverJoined
 }
