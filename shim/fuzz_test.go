@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"encoding/json"
 	"net/url"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -58,7 +60,22 @@ func same(t *testing.T, before, after []byte, but ...string) {
 	assert.Equal(t, decode(t, before, but...), decode(t, after, but...), "%q became %q", before, after)
 }
 
+// addRecorded adds answers of real engines as seeds.
+func addRecorded(f *testing.F, names ...string) {
+	for _, name := range names {
+		files, err := filepath.Glob(filepath.Join("testdata", "*", name))
+		require.NoError(f, err)
+		require.NotEmpty(f, files, name)
+		for _, file := range files {
+			body, err := os.ReadFile(file)
+			require.NoError(f, err)
+			f.Add(body)
+		}
+	}
+}
+
 func FuzzList(f *testing.F) {
+	addRecorded(f, "list.json", "df*.json")
 	f.Add([]byte(`[{"Id":"c","Names":["/a"],"Ports":[],"Labels":{},"NetworkSettings":{"Networks":{"n":{"EndpointID":"e"}}},"Mounts":[]}]`))
 	f.Add([]byte(`[{"Ports":[{"PrivatePort":8,"Type":"udp","IP":"::","PublicPort":5}],"NetworkSettings":{"Networks":{"n":{"EndpointID":"e"}}}}]`))
 	f.Add([]byte(`{"Containers":[{"ports":null,"NetworkSettings":{"Networks":{"":{"EndpointID":"\u0065"}}}}],"ContainerUsage":{"Items":[{"Ports":[]}]}}`))
@@ -73,6 +90,7 @@ func FuzzList(f *testing.F) {
 }
 
 func FuzzInspect(f *testing.F) {
+	addRecorded(f, "web.json", "both.json", "plain.json")
 	f.Add([]byte(`{"Id":"c","NetworkSettings":{"Bridge":"","Ports":{"8/udp":null,"80/tcp":[{"HostIp":"0.0.0.0","HostPort":"80"}]},"Networks":{"n":{"EndpointID":"e"}}}}`))
 	f.Add([]byte(`{"NetworkSettings":{"PortMapping":1,"Ports":{"8/udp":[{"HostIp":"::","HostPort":"5"}],"9/x\"":null},"Networks":{"n":{"EndpointID":"e"}}}}`))
 	f.Add([]byte(`{"networksettings":{"ports":[],"networks":{"n":{"endpointid":""}}}}`))
@@ -120,5 +138,21 @@ func FuzzSelection(f *testing.F) {
 		assert.True(t, ok)
 		assert.NotContains(t, rest, "publish")
 		assert.NotContains(t, rest, "expose")
+	})
+}
+
+// FuzzEvents reads any bytes as an engine's events: it ends with an error, as
+// the events of an engine do, and looks up nothing that none has named.
+func FuzzEvents(f *testing.F) {
+	addRecorded(f, "events.json")
+	f.Add([]byte(`{"Type":"network","Actor":{"ID":"n","Attributes":{"container":"c"}}}{"Type":"container","Actor":{"ID":"c"}}`))
+	f.Add([]byte(`{"Type":"network","Actor":null}`))
+	f.Fuzz(func(t *testing.T, body []byte) {
+		todo := newAgenda()
+		require.Error(t, readEvents(bytes.NewReader(body), todo))
+		_, ids := todo.take()
+		for _, id := range ids {
+			assert.NotEmpty(t, id)
+		}
 	})
 }
