@@ -30,8 +30,8 @@ func (l *closedLab) requireNoRouter() {
 	t := l.t
 	t.Helper()
 	routes := func() string { return l.must("host", "ip", "-6", "route", "show", "default") }
-	advertise := func(p *place, from string, lifetime uint16) {
-		everybody := &place{name: p.name, ns: p.ns, iface: p.iface, own: p.own, router: net.HardwareAddr{0x33, 0x33, 0, 0, 0, 1}}
+	advertise := func(p *spot, from string, lifetime uint16) {
+		everybody := &spot{name: p.name, ns: p.ns, iface: p.iface, own: p.own, router: net.HardwareAddr{0x33, 0x33, 0, 0, 0, 1}}
 		require.NoError(t, everybody.sendFrames([][]byte{advertisement(netip.MustParseAddr(from), lifetime)}))
 	}
 	// A router believes no other one anyway; a host may.
@@ -44,7 +44,7 @@ func (l *closedLab) requireNoRouter() {
 	lan := "net.ipv6.conf." + enginetest.HostInterface + ".accept_ra"
 	was := l.must("host", "sysctl", "-n", lan)
 	l.must("host", "sysctl", "-qw", lan+"=2")
-	for _, p := range []*place{l.a1, l.b1, l.internal1} {
+	for _, p := range []*spot{l.a1, l.b1, l.internal1} {
 		advertise(p, "fe80::bad", 1800)
 	}
 	advertise(l.lan, enginetest.PeerLinkLocal, 1800)
