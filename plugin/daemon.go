@@ -248,6 +248,9 @@ func (c *daemonConfig) run(ctx context.Context, log *slog.Logger) (err error) {
 		if err := d.Restore(); err != nil {
 			return fmt.Errorf("restore state: %w", err)
 		}
+		if err := portmap.RemoveOther(kind, log); err != nil {
+			log.Warn("rules of another mapper are left", "err", err)
+		}
 		lost()
 		well.ready(log)
 		word.status(st, &well)
