@@ -19,6 +19,7 @@ const usage = `usage: demo COMMAND [flags]
   web   [-listen :80]                    serve a greeting over HTTP
   echo  [-tcp PORTS] [-udp PORTS]        answer "PORT CLIENT PAYLOAD" on many ports
   send  [flags] tcp|udp ADDR [PAYLOAD]   send to echo, print what it answers
+  stream [flags] tcp|udp ADDR            go on sending to echo -raw, lose nothing
   query [-tcp] SERVER NAME [A|AAAA|TXT]  ask a DNS server
   get   URL                              fetch a page
   sleep                                  wait for a signal
@@ -30,13 +31,14 @@ demo COMMAND -h lists the flags of a command.
 type command func(ctx context.Context, args []string) error
 
 var commands = map[string]command{
-	"dns":   dns,
-	"web":   web,
-	"echo":  echo,
-	"send":  send,
-	"query": query,
-	"get":   get,
-	"sleep": func(ctx context.Context, _ []string) error { <-ctx.Done(); return nil },
+	"dns":    dns,
+	"web":    web,
+	"echo":   echo,
+	"send":   send,
+	"stream": stream,
+	"query":  query,
+	"get":    get,
+	"sleep":  func(ctx context.Context, _ []string) error { <-ctx.Done(); return nil },
 }
 
 func main() {
