@@ -25,6 +25,7 @@ import (
 //	daemon systemd              daemons that start from now on can store sockets
 //	daemon stored N             as many are stored now, or soon
 //	engine restart              restart dockerd; also start, stop, kill, live-restore
+//	machine off                 no power: all that is left is on disk; engine and daemon have to be started
 //	shim start [FLAGS…]         start the shim at $SHIM; also stop, restart and kill
 //	both [-json] PROGRAM ARGS…  straight and by the shim: the same, but for ports
 //	capture VAR PROGRAM ARGS…   set VAR to what it prints
@@ -37,6 +38,7 @@ var commands = map[string]func(*testscript.TestScript, bool, []string){
 	"until":    until,
 	"daemon":   daemon,
 	"engine":   engine,
+	"machine":  machine,
 	"capture":  capture,
 	"hostport": hostport,
 	"ports":    ports,
@@ -141,6 +143,15 @@ func engine(ts *testscript.TestScript, neg bool, args []string) {
 	default:
 		ts.Fatalf("engine %s: unknown", args[0])
 	}
+}
+
+func machine(ts *testscript.TestScript, neg bool, args []string) {
+	arguments(ts, neg, args, "off")
+	h := hostOf(ts)
+	ts.Check(h.daemon.Stop(syscall.SIGKILL, patience))
+	ts.Check(h.engine.Reboot())
+	// Scripts run programs beside containerd, which is another process now.
+	ts.Check(h.writeWrappers())
 }
 
 func capture(ts *testscript.TestScript, neg bool, args []string) {

@@ -59,7 +59,7 @@ func newHost(t *testing.T) *host {
 
 // writeWrappers makes the programs with which scripts say where a command runs.
 func (h *host) writeWrappers() error {
-	if err := os.Mkdir(h.bin, 0o755); err != nil {
+	if err := os.MkdirAll(h.bin, 0o755); err != nil {
 		return err
 	}
 	for name, text := range map[string]string{

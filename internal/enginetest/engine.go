@@ -79,16 +79,59 @@ func New(t testing.TB, o Options) *Engine {
 	e := &Engine{t: t, Dir: dir, LiveRestore: o.LiveRestore, Args: slices.Clone(o.Args)}
 	t.Cleanup(e.remove)
 	name := fmt.Sprintf("engine-%d-%06x", os.Getpid(), rand.IntN(1<<24))
-	e.Host, err = newNamespace(name)
-	require.NoError(t, err)
-	e.Peer, err = newNamespace(name + "-peer")
-	require.NoError(t, err)
-	require.NoError(t, connect(e.Host, e.Peer))
-	require.NoError(t, e.Host.setForwarding(slices.Contains(e.extra(), "--firewall-backend=nftables")))
-	require.NoError(t, touchTables(e.Host))
-	require.NoError(t, e.startContainerd())
+	require.NoError(t, e.boot(name))
 	require.NoError(t, e.Start())
 	return e
+}
+
+// boot makes the host and its neighbour, and starts containerd.
+func (e *Engine) boot(name string) (err error) {
+	if e.Host, err = newNamespace(name); err != nil {
+		return err
+	}
+	if e.Peer, err = newNamespace(name + "-peer"); err != nil {
+		return err
+	}
+	if err := connect(e.Host, e.Peer); err != nil {
+		return err
+	}
+	if err := e.Host.setForwarding(slices.Contains(e.extra(), "--firewall-backend=nftables")); err != nil {
+		return err
+	}
+	if err := touchTables(e.Host); err != nil {
+		return err
+	}
+	return e.startContainerd()
+}
+
+// Reboot is what a machine goes through that loses its power: every process that
+// names Dir in its command line ends, and with it what it has in the kernel; so
+// do interfaces, rules and sockets of host and neighbour, and what lies in /run.
+// The engine has to be started.
+func (e *Engine) Reboot() error {
+	for _, p := range []*Process{e.dockerd, e.containerd} {
+		if err := p.Stop(syscall.SIGKILL, stopTime); err != nil {
+			return err
+		}
+	}
+	for _, ns := range []Namespace{e.Host, e.Peer} {
+		if err := ns.remove(); err != nil {
+			return err
+		}
+	}
+	err := Poll(stopTime, func() error {
+		killTree(e.Dir)
+		for _, name := range []string{"exec", "run", "plugins", "docker.pid", "docker.sock", "containerd.sock"} {
+			if err := os.RemoveAll(filepath.Join(e.Dir, name)); err != nil {
+				return err // a mount of a process that is about to end
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	return e.boot(e.Host.Name)
 }
 
 // Path is the PATH with which the engine runs.
