@@ -1,6 +1,7 @@
 package portmap
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
@@ -34,29 +35,37 @@ const dockerUserComment = "portolan: accepted by table inet portolan"
 //
 // The rule is a native one over netlink; iptables-nft lists it. Hosts whose
 // Docker uses iptables-legacy are served by the iptables mapper.
+//
+// A flush of the table (iptables -F) takes the way to the chain along and leaves
+// the policy. It is put back, as Docker's containers and ours need it; where the
+// chain itself is gone, only the engine can make it again.
 type dockerUser struct {
 	conn *nftables.Conn
 	log  *slog.Logger
+	seen map[nftables.TableFamily]bool // families that had the chain with a way to it
 }
 
 func newDockerUser(conn *nftables.Conn, log *slog.Logger) *dockerUser {
-	return &dockerUser{conn, log}
+	return &dockerUser{conn, log, map[nftables.TableFamily]bool{}}
 }
 
 // ensure puts the rule where it belongs, or takes it away, in both families, and
 // says whether it had to. A family without the chain has nothing to let through.
 func (d *dockerUser) ensure(wanted bool) (changed bool, err error) {
+	var gone error
 	for _, family := range []nftables.TableFamily{nftables.TableFamilyIPv4, nftables.TableFamilyIPv6} {
 		c, err := d.ensureFamily(family, wanted)
-		for try := 1; err != nil && try < ensureTries; try++ {
+		for try := 1; err != nil && !errors.Is(err, ErrDockerUserGone) && try < ensureTries; try++ {
 			c, err = d.ensureFamily(family, wanted)
 		}
-		if err != nil {
+		if errors.Is(err, ErrDockerUserGone) {
+			gone = err
+		} else if err != nil {
 			return changed, fmt.Errorf("keep the rule of chain %s: %w", DockerUserChain, err)
 		}
 		changed = changed || c
 	}
-	return changed, nil
+	return changed, gone
 }
 
 func (d *dockerUser) ensureFamily(family nftables.TableFamily, wanted bool) (changed bool, err error) {
@@ -64,16 +73,27 @@ func (d *dockerUser) ensureFamily(family nftables.TableFamily, wanted bool) (cha
 	if err != nil {
 		return false, err
 	}
-	var chain *nftables.Chain
+	var chain, forward *nftables.Chain
 	for _, c := range chains {
-		if c.Table.Name == "filter" && c.Name == DockerUserChain {
+		switch {
+		case c.Table.Name != "filter":
+		case c.Name == DockerUserChain:
 			chain = c
+		case c.Name == "FORWARD":
+			forward = c
 		}
 	}
 	if chain == nil {
+		if wanted && d.seen[family] && drops(forward) {
+			return false, ErrDockerUserGone
+		}
 		return false, nil
 	}
 	table := &nftables.Table{Name: "filter", Family: family}
+	led, err := d.leadThere(family, table, forward, wanted)
+	if err != nil {
+		return false, err
+	}
 	rules, err := d.conn.GetRules(table, chain)
 	if err != nil {
 		return false, err
@@ -93,6 +113,9 @@ func (d *dockerUser) ensureFamily(family nftables.TableFamily, wanted bool) (cha
 	}
 	placed := len(live) > 0 && isDockerUserRule(live[len(live)-1])
 	if wanted && placed && len(ours) == 1 || !wanted && len(ours) == 0 {
+		if led {
+			return true, d.conn.Flush()
+		}
 		return false, nil
 	}
 	for _, r := range ours {
@@ -116,6 +139,40 @@ func (d *dockerUser) ensureFamily(family nftables.TableFamily, wanted bool) (cha
 	err = d.conn.Flush()
 	fault.Point("docker-user set")
 	return true, err
+}
+
+// leadThere queues the way from FORWARD to the chain, which Docker makes, where
+// it was there before and is not any more, and says whether it had to.
+func (d *dockerUser) leadThere(family nftables.TableFamily, table *nftables.Table, forward *nftables.Chain, wanted bool) (bool, error) {
+	if forward == nil {
+		return false, nil
+	}
+	rules, err := d.conn.GetRules(table, forward)
+	if err != nil {
+		return false, err
+	}
+	if slices.ContainsFunc(rules, leadsToDockerUser) {
+		d.seen[family] = true
+		return false, nil
+	}
+	if !wanted || !d.seen[family] || !drops(forward) {
+		return false, nil
+	}
+	d.conn.InsertRule(&nftables.Rule{Table: table, Chain: forward, Exprs: []expr.Any{
+		&expr.Counter{}, &expr.Verdict{Kind: expr.VerdictJump, Chain: DockerUserChain},
+	}})
+	return true, nil
+}
+
+func leadsToDockerUser(r *nftables.Rule) bool {
+	return slices.ContainsFunc(r.Exprs, func(e expr.Any) bool {
+		v, ok := e.(*expr.Verdict)
+		return ok && v.Kind == expr.VerdictJump && v.Chain == DockerUserChain
+	})
+}
+
+func drops(c *nftables.Chain) bool {
+	return c != nil && c.Policy != nil && *c.Policy == nftables.ChainPolicyDrop
 }
 
 // isDockerUserRule knows our rule by its comment, also where iptables-save and

@@ -94,3 +94,57 @@ func TestDockerUserRuleOfIPTablesRestore(t *testing.T) {
 	require.NoError(t, m.RemoveNetwork("n1"))
 	assert.Zero(t, marks(), "nothing left")
 }
+
+// A flush of the table takes the way from FORWARD to the chain along and leaves
+// the policy DROP, which would keep other hosts out.
+func TestWayToDockerUser(t *testing.T) {
+	iptables := func(args ...string) string {
+		t.Helper()
+		out, err := exec.Command("iptables", append([]string{"-w"}, args...)...).CombinedOutput()
+		require.NoError(t, err, "%s", out)
+		return string(out)
+	}
+	way := func() string {
+		for line := range strings.Lines(iptables("-S", "FORWARD")) {
+			if strings.HasPrefix(line, "-A") {
+				return strings.TrimSpace(line)
+			}
+		}
+		return ""
+	}
+	iptables("-P", "FORWARD", "DROP")
+	iptables("-N", portmap.DockerUserChain)
+	t.Cleanup(func() { iptables("-F"); iptables("-X"); iptables("-P", "FORWARD", "ACCEPT") })
+	m := openNFTables(t)
+	t.Cleanup(func() { assert.NoError(t, m.Close()) })
+	require.NoError(t, m.AddNetwork(portmap.Network{ID: "n1", Bridge: "plbr9", Subnet4: netip.MustParsePrefix("10.9.0.0/24")}))
+	_, err := m.Check()
+	require.NoError(t, err)
+	assert.Empty(t, way(), "Docker's has not been seen")
+
+	iptables("-I", "FORWARD", "-j", portmap.DockerUserChain)
+	_, err = m.Check()
+	require.NoError(t, err)
+	iptables("-F")
+	require.Empty(t, way())
+	repaired, err := m.Check()
+	require.NoError(t, err)
+	assert.True(t, repaired)
+	assert.Equal(t, "-A FORWARD -j "+portmap.DockerUserChain, way())
+	assert.Contains(t, iptables("-S", portmap.DockerUserChain), "--mark 0x2000/0x2000")
+	iptables("-C", "FORWARD", "-j", portmap.DockerUserChain) // as Docker looks for it
+	repaired, err = m.Check()
+	require.NoError(t, err)
+	assert.False(t, repaired)
+
+	// Without the chain only the engine can help, and everything else is kept up.
+	iptables("-F")
+	iptables("-X", portmap.DockerUserChain)
+	_, err = m.Check()
+	require.ErrorIs(t, err, portmap.ErrDockerUserGone)
+	requireListed(t, m)
+	require.NoError(t, m.AddNetwork(portmap.Network{ID: "n2", Bridge: "plbr8", Subnet4: netip.MustParsePrefix("10.8.0.0/24")}))
+	iptables("-P", "FORWARD", "ACCEPT")
+	_, err = m.Check()
+	require.NoError(t, err, "nothing is dropped any more")
+}

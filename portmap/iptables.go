@@ -6,7 +6,10 @@ import (
 	"log/slog"
 	"maps"
 	"os/exec"
+	"slices"
 	"sync"
+
+	"github.com/google/nftables"
 )
 
 // IPTables is the Mapper on the host's own iptables and ip6tables programs, of
@@ -28,6 +31,8 @@ type IPTables struct {
 
 	mu    sync.Mutex // guards below
 	ports *bridgeTable
+	gens  *nftConn     // tells of changes where all tools write nftables; else nil
+	gen   uint32       // the generation in which Check found all well; 0 is none
 	tools []*iptTool   // IPv4, and IPv6 where the kernel has it
 	have  []iptRuleset // what each tool's side of the kernel should hold
 	iptMirror
@@ -65,7 +70,25 @@ func NewIPTables(cfg IPTablesConfig) (*IPTables, error) {
 		m.log.Info("no IPv6 in the kernel: rules are for IPv4 only")
 	}
 	m.have = make([]iptRuleset, len(m.tools))
+	if !slices.ContainsFunc(m.tools, func(t *iptTool) bool { return !t.nft }) {
+		if m.gens, err = openNFT(nftables.TableFamilyINet); err != nil {
+			m.log.Debug("nftables generation is not known; every check looks at all rules", "err", err)
+		}
+	}
 	return m, nil
+}
+
+// generation is the kernel's count of changes, 0 where it does not tell: legacy
+// tables have none.
+func (m *IPTables) generation() uint32 {
+	if m.gens == nil {
+		return 0
+	}
+	g, err := m.gens.generation()
+	if err != nil {
+		return 0
+	}
+	return g
 }
 
 // commitLocked makes the kernel what next says, and then the mirror. After an
@@ -220,7 +243,8 @@ func (m *IPTables) Guarded() (ipv4, ipv6 bool, err error) {
 }
 
 // Check implements Mapper. It counts rules; it does not read them, as every
-// version of iptables prints some of them in words of its own.
+// version of iptables prints some of them in words of its own. It reads nothing
+// where nobody has changed anything in nftables since it found all well.
 func (m *IPTables) Check() (repaired bool, err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -229,6 +253,11 @@ func (m *IPTables) Check() (repaired bool, err error) {
 	}
 	next := m.clone()
 	next.readBridges()
+	g := m.generation()
+	if g != 0 && g == m.gen && slices.Equal(next.uplinks, m.uplinks) && slices.Equal(next.foreign, m.foreign) {
+		return false, nil
+	}
+	m.gen = 0
 	for i, t := range m.tools {
 		have, err := t.read()
 		if err != nil {
@@ -242,9 +271,12 @@ func (m *IPTables) Check() (repaired bool, err error) {
 		return false, fmt.Errorf("repair iptables rules: %w", err)
 	}
 	if repaired {
-		m.log.Warn("iptables rules were missing and are back", "networks", len(m.nets), "endpoints", len(m.pubs))
+		m.log.Debug("iptables rules were missing and are back", "networks", len(m.nets), "endpoints", len(m.pubs))
 	}
 	ports, err := m.ports.ensure(m.closesPorts())
+	if !repaired && !ports && err == nil {
+		m.gen = g // before looking: what changed meanwhile is seen next time
+	}
 	return repaired || ports, err
 }
 
@@ -256,7 +288,11 @@ func (r iptRuleset) sameSize(other iptRuleset) bool {
 func (m *IPTables) Close() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.ports.close()
+	var err error
+	if m.gens != nil {
+		err = m.gens.CloseLasting()
+	}
+	return errors.Join(err, m.ports.close())
 }
 
 // CleanupIPTables removes every rule and chain of ours in both families. Where

@@ -89,6 +89,7 @@ func iptRun(stdin string, args ...string) (string, error) {
 type iptTool struct {
 	is4  bool
 	path string // of iptables or ip6tables; -restore is beside it
+	nft  bool   // of the variant that writes nftables
 	run  iptExec
 }
 
@@ -116,7 +117,11 @@ func openIPT(is4 bool, path string) (*iptTool, error) {
 	if a, b, c := ipt.GetIptablesVersion(); a < 1 || a == 1 && b < 8 {
 		return nil, fmt.Errorf("%s is version %d.%d.%d: 1.8.0 or newer is needed", path, a, b, c)
 	}
-	return &iptTool{is4: is4, path: path, run: iptRun}, nil
+	says, err := iptRun("", path, "-V")
+	if err != nil {
+		return nil, err
+	}
+	return &iptTool{is4: is4, path: path, nft: strings.Contains(says, "nf_tables"), run: iptRun}, nil
 }
 
 // iptWait is iptLockWait as the programs want it.

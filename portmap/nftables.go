@@ -151,6 +151,9 @@ func (m *NFTables) rebuildLocked() (err error) {
 func (m *NFTables) settleLocked() error {
 	m.gen = 0
 	_, err := m.outsideLocked()
+	if errors.Is(err, ErrDockerUserGone) {
+		return nil // no change of ours is at fault; Check says it
+	}
 	return err
 }
 
@@ -291,6 +294,14 @@ func (m *NFTables) Guarded() (ipv4, ipv6 bool, err error) {
 		ipv6 = ipv6 || isOfFamily(r, false)
 	}
 	return ipv4, ipv6, err
+}
+
+// Kept says whether the kernel keeps the rules from everybody else, so that
+// nobody needs to hurry to look at them.
+func (m *NFTables) Kept() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.owned || len(m.nets) == 0
 }
 
 // Close implements Mapper.

@@ -96,7 +96,7 @@ func (b *bridgeTable) ensure(wanted bool) (changed bool, err error) {
 		}
 		fallthrough
 	case b.ours:
-		b.log.Warn("nftables rules were changed by somebody else; setting them again", "table", "bridge "+Table)
+		b.log.Debug("nftables rules were changed by somebody else; setting them again", "table", "bridge "+Table)
 	}
 	if _, err := b.conn.own(); errors.Is(err, unix.EOPNOTSUPP) {
 		b.without(wanted, err)

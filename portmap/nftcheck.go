@@ -51,7 +51,7 @@ func (m *NFTables) Check() (repaired bool, err error) {
 		return false, err
 	}
 	if !whole {
-		m.log.Warn("nftables rules were changed by somebody else; setting them again", "table", Table)
+		m.log.Debug("nftables rules were changed by somebody else; setting them again", "table", Table)
 		if err := m.rebuildLocked(); err != nil {
 			return false, fmt.Errorf("set nftables rules again: %w", err)
 		}
