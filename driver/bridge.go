@@ -68,6 +68,9 @@ func (d *Driver) makeBridge(n store.Network) error {
 	if err := d.setUpBridge(n, br); err != nil {
 		return fmt.Errorf("set up bridge %s: %w", n.Bridge, err)
 	}
+	if d.cfg.Zones != nil {
+		d.warn(d.cfg.Zones.Add(n.Bridge), "put a bridge into a zone of firewalld", n.ID)
+	}
 	return nil
 }
 
@@ -136,11 +139,15 @@ func (d *Driver) setBridgeIPv6(n store.Network) error {
 // containers. Without the network's rules it would also let containers reach
 // what listens on the host's loopback.
 func (d *Driver) openLocalhost(n store.Network) error {
-	nat := n.Mode4 == "" || n.Mode4 == portmap.ModeNAT || n.Mode4 == portmap.ModeNATUnprotected
-	if n.Internal || !nat || !n.Gateway4.IsValid() {
+	if !opensLocalhost(n) {
 		return nil
 	}
 	return d.sys.set("ipv4/conf/"+n.Bridge+"/route_localnet", "1")
+}
+
+func opensLocalhost(n store.Network) bool {
+	nat := n.Mode4 == "" || n.Mode4 == portmap.ModeNAT || n.Mode4 == portmap.ModeNATUnprotected
+	return !n.Internal && nat && n.Gateway4.IsValid()
 }
 
 // removeBridge removes the network's bridge. Absent is nil, and so is somebody
@@ -155,7 +162,13 @@ func (d *Driver) removeBridge(n store.Network) error {
 		d.log.Warn("leave an interface that is not ours", "interface", n.Bridge, "network", n.ID)
 		return nil
 	}
-	return removeLink(br)
+	if err := removeLink(br); err != nil {
+		return err
+	}
+	if d.cfg.Zones != nil {
+		d.warn(d.cfg.Zones.Remove(n.Bridge), "take a bridge out of its zone of firewalld", n.ID)
+	}
+	return nil
 }
 
 // bridgeAddrs are the bridge's own addresses.

@@ -50,6 +50,15 @@ type Publisher interface {
 	Restore(nets []portmap.Network, runs []portmap.Run) error
 }
 
+// Zones is told which interfaces are bridges of ours, for a firewall that has to
+// let them through; *firewalld.Zones is the real one.
+type Zones interface {
+	// Add is called again and again; that nothing is to be done is nil.
+	Add(bridge string) error
+	// Remove of what is not there is nil.
+	Remove(bridge string) error
+}
+
 // Config is what a Driver needs. Store, Mapper and Publisher are required.
 type Config struct {
 	Store     *store.Store
@@ -60,6 +69,8 @@ type Config struct {
 	// IPForward: turn forwarding on where it is off. Without it, what is
 	// missing is logged.
 	IPForward bool
+	// Zones may be nil.
+	Zones Zones
 	// Log is silent if nil.
 	Log *slog.Logger
 	// Status is what /Portolan.Status answers; nil is nothing.
@@ -89,6 +100,11 @@ type Driver struct {
 	forwarding sync.Mutex      // orders changes of forwarding and of the guard
 
 	engines engines
+
+	forwarded [len(families)]bool // seen to be on; of Check
+
+	cutMu sync.Mutex // guards below
+	cut   map[string]cutOff
 
 	restoreOnce sync.Once
 	restored    chan struct{} // closed when Restore returns

@@ -10,11 +10,13 @@ import (
 	"github.com/portolan/portolan/internal/fault"
 )
 
-// Aliases (IFLA_IFALIAS) tell our interfaces from everybody else's.
+// AliasPrefix begins the alias (IFLA_IFALIAS) of every interface of ours, and of
+// no other.
+const AliasPrefix = "portolan "
+
 const (
-	aliasPrefix   = "portolan "
-	aliasNetwork  = aliasPrefix + "network "
-	aliasEndpoint = aliasPrefix + "endpoint "
+	aliasNetwork  = AliasPrefix + "network "
+	aliasEndpoint = AliasPrefix + "endpoint "
 )
 
 // findLink returns the interface of that name, or nil.
@@ -32,7 +34,7 @@ func findLink(name string) (netlink.Link, error) {
 // isOurs says whether the interface of that name is one of ours.
 func isOurs(name string) bool {
 	l, err := findLink(name)
-	return err == nil && l != nil && strings.HasPrefix(l.Attrs().Alias, aliasPrefix)
+	return err == nil && l != nil && strings.HasPrefix(l.Attrs().Alias, AliasPrefix)
 }
 
 // removeLink removes an interface. That it is gone already is nil.
@@ -56,7 +58,7 @@ func ourLinks() ([]netlink.Link, error) {
 	}
 	var ours []netlink.Link
 	for _, l := range all {
-		if strings.HasPrefix(l.Attrs().Alias, aliasPrefix) {
+		if strings.HasPrefix(l.Attrs().Alias, AliasPrefix) {
 			ours = append(ours, l)
 		}
 	}
