@@ -20,10 +20,10 @@ export ENGINE
 LINTER    := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.5.0
 VULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.9.0
 
-NETNS := ./bench/load/... ./driver/... ./plugin/... ./portmap/... ./proxy/... ./internal/hooks/... ./internal/sklookup/...
+NETNS := ./bench/load/... ./driver/... ./plugin/... ./portmap/... ./proxy/... ./internal/firewalld/... ./internal/hooks/... ./internal/sklookup/... ./internal/watch/...
 E2E   := ./internal/enginetest/... ./e2e/...
 # Everything else.
-UNIT = $(shell go list ./... | grep -vE '/(bench/load|driver|plugin|portmap|proxy|internal/enginetest|internal/hooks|internal/sklookup|e2e)(/|$$)')
+UNIT = $(shell go list ./... | grep -vE '/(bench/load|driver|plugin|portmap|proxy|internal/enginetest|internal/firewalld|internal/hooks|internal/sklookup|internal/watch|e2e)(/|$$)')
 
 .PHONY: help
 help: ## list the targets

@@ -16,6 +16,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/portolan/portolan/driver"
+	"github.com/portolan/portolan/internal/firewalld"
 	"github.com/portolan/portolan/internal/store"
 	"github.com/portolan/portolan/portmap"
 )
@@ -137,7 +138,7 @@ func (c *cleanupConfig) withoutDaemon(noDaemon error) error {
 		errs = append(errs, err)
 	}
 	// Bridges before rules: what is closed by a rule is gone before the rule is.
-	errs = append(errs, driver.Cleanup(log, c.sysctlDir, changed), portmap.Cleanup(log))
+	errs = append(errs, driver.Cleanup(log, c.sysctlDir, changed), portmap.Cleanup(log), leaveZones(ours))
 	if errors.Join(errs...) == nil {
 		// Until all is well the state is needed: it says what is to be done.
 		for _, dir := range dirs {
@@ -153,6 +154,18 @@ func (c *cleanupConfig) withoutDaemon(noDaemon error) error {
 		fmt.Fprintln(c.out, "there is nothing of Portolan's to remove")
 	}
 	return nil
+}
+
+// leaveZones takes bridges out of their zones of firewalld, where it runs.
+func leaveZones(ours []driver.Interface) (err error) {
+	zones := firewalld.Open(firewalld.Config{})
+	defer closing(&err, zones.Close)
+	for _, i := range ours {
+		if i.Network != "" {
+			err = errors.Join(err, zones.Remove(i.Name))
+		}
+	}
+	return err
 }
 
 // inContainers are the IDs of endpoints whose containers would be cut off.

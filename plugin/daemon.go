@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/portolan/portolan/driver"
+	"github.com/portolan/portolan/internal/firewalld"
 	"github.com/portolan/portolan/internal/store"
 	"github.com/portolan/portolan/portmap"
 	"github.com/portolan/portolan/proxy"
@@ -31,8 +32,8 @@ const stopWithin = 5 * time.Second
 
 // How often the tasks look.
 const (
-	checkEvery = 2 * time.Second  // rules that somebody else removed
-	retryEvery = 5 * time.Second  // ports that were taken when they were to be restored
+	checkEvery = time.Second      // what somebody else may have changed
+	retryEvery = time.Second      // ports that were taken when they were to be restored
 	reapEvery  = 30 * time.Second // endpoints whose container is gone
 )
 
@@ -216,7 +217,11 @@ func (c *daemonConfig) run(ctx context.Context, log *slog.Logger) (err error) {
 		}
 	}()
 
+	zones := firewalld.Open(firewalld.Config{Log: log, Present: portmap.FirewalldRules})
+	defer closing(&err, zones.Close)
+
 	d := driver.New(driver.Config{
+		Zones:     zones,
 		Store:     st,
 		Mapper:    mapper,
 		Publisher: publisher,
@@ -235,12 +240,15 @@ func (c *daemonConfig) run(ctx context.Context, log *slog.Logger) (err error) {
 	if err != nil {
 		return err
 	}
+	keep := openKeeper(d, mapper, log)
+	defer closing(&err, keep.Close)
 	group, ctx := errgroup.WithContext(ctx)
 	context.AfterFunc(ctx, func() { tell(log, daemon.SdNotifyStopping, "STATUS=stopping; rules stay in place") })
 	tell(log, "STATUS=restoring state")
 	var well health
 	word := told{log: log}
 	lost := func() { well.lose(losses(st, publisher)) }
+	well.also(func(now time.Time) []string { return append(keep.repairs.problems(now), d.Cut()...) })
 	group.Go(func() error {
 		return server{ln, timely(withResources(withHealth(d.Handler(), &well)), bodyWithin), finishWithin, log}.run(ctx)
 	})
@@ -251,19 +259,20 @@ func (c *daemonConfig) run(ctx context.Context, log *slog.Logger) (err error) {
 		if err := portmap.RemoveOther(kind, log); err != nil {
 			log.Warn("rules of another mapper are left", "err", err)
 		}
+		group.Go(func() error { return zones.Run(ctx) })
 		lost()
 		well.ready(log)
 		word.status(st, &well)
 		if watched > 0 {
 			dog := watchdog{c.socket, watched, &well, log}
-			group.Go(func() error { return periodic{"tell the watchdog", watched, dog.tell, log}.run(ctx) })
+			group.Go(func() error { return periodic{"tell the watchdog", watched, dog.tell, log, nil}.run(ctx) })
 		}
 		for _, t := range []task{
-			periodic{"check rules", checkEvery, func() error { return check(mapper, log) }, log},
-			periodic{"retry lost ports", retryEvery, func() error { defer lost(); return publisher.Retry() }, log},
-			periodic{"reap endpoints", reapEvery, func() error { return d.Reap(time.Now()) }, log},
-			periodic{"look at the proxies", retryEvery, func() error { proxy.Probe(); return nil }, log},
-			periodic{"tell systemd", tellEvery, func() error { word.status(st, &well); return service.flush() }, log},
+			periodic{"check", checkEvery, keep.look, log, keep.told()},
+			periodic{"retry lost ports", retryEvery, func() error { defer lost(); return publisher.Retry() }, log, nil},
+			periodic{"reap endpoints", reapEvery, func() error { return d.Reap(time.Now()) }, log, nil},
+			periodic{"look at the proxies", retryEvery, func() error { proxy.Probe(); return nil }, log, nil},
+			periodic{"tell systemd", tellEvery, func() error { word.status(st, &well); return service.flush() }, log, nil},
 		} {
 			group.Go(func() error { return well.watch(t).run(ctx) })
 		}
@@ -280,15 +289,6 @@ func describe(st *store.Store, endpoint string) string {
 		return ""
 	}
 	return "container " + ep.Owner.ContainerName
-}
-
-// check repairs rules that somebody else has removed, and says so.
-func check(m portmap.Mapper, log *slog.Logger) error {
-	repaired, err := m.Check()
-	if repaired {
-		log.Warn("rules were missing and have been put back; something else changes this host's firewall")
-	}
-	return err
 }
 
 // closing runs one step of the end and keeps the first error.

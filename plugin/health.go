@@ -25,6 +25,7 @@ type health struct {
 	restored bool
 	tasks    map[string]taskHealth
 	lost     []string // what is gone, and may come back
+	others   []func(time.Time) []string
 }
 
 // taskHealth is how a task fares.
@@ -46,6 +47,13 @@ func (h *health) lose(what []string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.lost = what
+}
+
+// also asks others for what is wrong.
+func (h *health) also(ask func(time.Time) []string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.others = append(h.others, ask)
 }
 
 // watch is a task that notes when it begins and how it ends, each time.
@@ -104,6 +112,9 @@ func (h *health) problems(now time.Time) []string {
 	list := append([]string{}, h.lost...) // [], not null
 	if !h.restored {
 		list = append(list, "the state is being restored")
+	}
+	for _, ask := range h.others {
+		list = append(list, ask(now)...)
 	}
 	for name, t := range h.tasks {
 		if t.err != "" {

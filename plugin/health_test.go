@@ -37,7 +37,7 @@ func TestHealthIsWhatTheTasksSay(t *testing.T) {
 		err := results[0]
 		results = results[1:]
 		return err
-	}, slog.New(slog.DiscardHandler)})
+	}, slog.New(slog.DiscardHandler), nil})
 	go func() { _ = task.run(ctx); close(went) }()
 
 	at := func(later time.Duration, want ...string) {

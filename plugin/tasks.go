@@ -18,14 +18,19 @@ type task interface {
 	run(ctx context.Context) error
 }
 
-// periodic does something every so often. What it does may fail: that is said
-// once, until the error changes or goes away.
+// periodic does something every so often, and soon after wake has received. What
+// it does may fail: that is said once, until the error changes or goes away.
 type periodic struct {
 	name  string
 	every time.Duration
 	do    func() error
 	log   *slog.Logger
+	wake  <-chan struct{} // nil: by the clock alone
 }
+
+// settle is how long a task waits for more of what has woken it: changes come
+// in heaps.
+const settle = 100 * time.Millisecond
 
 func (p periodic) run(ctx context.Context) error {
 	tick := time.NewTicker(p.every)
@@ -36,6 +41,12 @@ func (p periodic) run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
+		case <-p.wake:
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-time.After(settle):
+			}
 		}
 		text := ""
 		if err := p.do(); err != nil {

@@ -22,6 +22,9 @@ if [[ ${1-} != engine ]]; then
 		nft nftables
 		conntrack conntrack
 		busybox busybox-static
+		firewalld firewalld
+		ufw ufw
+		dbus-daemon dbus
 		docker-registry docker-registry
 		ip iproute2
 		nsenter util-linux
@@ -83,7 +86,7 @@ install_missing() {
 	apt-get update -qq >/dev/null 2>&1 || say "apt-get update failed; trying with what is known"
 	local p
 	for p in "${packages[@]}"; do
-		if [[ $p == docker-registry || $p == libnginx-mod-stream || $p == haproxy ]]; then
+		if [[ $p == docker-registry || $p == firewalld || $p == ufw || $p == libnginx-mod-stream || $p == haproxy ]]; then
 			install_quietly "$p" || die "could not install $p"
 		else
 			apt_install "$p" || die "could not install $p"

@@ -147,7 +147,7 @@ func Path() string {
 func (e *Engine) Command(name string, args ...string) *exec.Cmd {
 	// nsenter itself looks for name, in the PATH that it gets here.
 	cmd := e.Host.Command(name, args...)
-	cmd.Env = append(os.Environ(), "PATH="+Path(), "DOCKER_HOST="+e.Address())
+	cmd.Env = append(os.Environ(), "PATH="+Path(), "DOCKER_HOST="+e.Address(), "DBUS_SYSTEM_BUS_ADDRESS="+e.BusAddress())
 	return cmd
 }
 
@@ -159,6 +159,11 @@ func (e *Engine) PluginDir() string { return filepath.Join(e.Dir, "plugins") }
 
 // Mounts is the file that stands for the engine's mount namespace.
 func (e *Engine) Mounts() string { return fmt.Sprintf("/proc/%d/ns/mnt", e.containerd.PID()) }
+
+// BusAddress is where the system bus of the host would be: there is none, unless
+// a test starts one, and that of the machine, whose firewalld is not to hear of
+// the host's bridges, is out of reach.
+func (e *Engine) BusAddress() string { return "unix:path=" + filepath.Join(e.Dir, "bus") }
 
 func (e *Engine) socket() string { return filepath.Join(e.Dir, "docker.sock") }
 
