@@ -68,10 +68,10 @@ func (d *Driver) Check(links bool) (repaired []string, err error) {
 	if ruled {
 		repaired = append(repaired, FirewallRules)
 	}
-	if err != nil && !errors.Is(err, portmap.ErrDockerUserGone) {
+	if err != nil {
 		return repaired, err
 	}
-	errs := []error{err}
+	var errs []error
 	var nets []store.Network
 	for _, n := range d.store.Networks() {
 		if n.Phase == store.Done {
@@ -260,9 +260,12 @@ func (d *Driver) checkSettings(n store.Network) (repaired []string, err error) {
 	var errs []error
 	for _, path := range d.settingsDrift(n) {
 		was, _ := d.sys.read(path)
-		if isSwitch(path) {
+		switch i := switchOf(path); {
+		case i >= 0 && d.forwarded[i]:
+			err = d.sys.set(path, "1")
+		case i >= 0:
 			err = d.forward(n)
-		} else {
+		default:
 			err = d.sys.set(path, bridgeSettings(n, d.sys)[path])
 		}
 		now, _ := d.sys.read(path)
@@ -299,28 +302,28 @@ func (d *Driver) forwards(f family, n store.Network) bool {
 	return slices.ContainsFunc(d.store.Endpoints(), func(ep store.Endpoint) bool { return ep.Network == n.ID && joined(ep) })
 }
 
-// missForwarding is for who does not let us turn forwarding on: that somebody
-// has turned it off since it was seen to be on is an error.
+// missForwarding notes whose doing it is that the host forwards. What it did
+// before us, or by somebody else, is put back as it was, for everybody; what is
+// on by us comes back with its guard. Who does not let us turn it on is told that
+// somebody has turned it off.
 func (d *Driver) missForwarding(nets []store.Network) error {
-	if d.cfg.IPForward {
-		return nil
-	}
 	var errs []error
 	for i, f := range families {
 		now, err := d.sys.read(f.path)
 		switch {
 		case err != nil || !slices.ContainsFunc(nets, f.needs):
 		case now != "0":
-			d.forwarded[i] = true
-		case d.forwarded[i]:
+			d.forwarded[i] = !d.guarded(f)
+		case !d.cfg.IPForward && (d.forwarded[i] || d.guarded(f)):
 			errs = append(errs, fmt.Errorf("%s was set to 0, and Portolan may not change it: containers reach nothing but this host, and other hosts do not reach them", sysctlName(f.path)))
 		}
 	}
 	return errors.Join(errs...)
 }
 
-func isSwitch(path string) bool {
-	return slices.ContainsFunc(families[:], func(f family) bool { return f.path == path })
+// switchOf is the family whose switch a setting is, or -1.
+func switchOf(path string) int {
+	return slices.IndexFunc(families[:], func(f family) bool { return f.path == path })
 }
 
 // bridgeSettings are those of n's bridge that are set when it is made, and its

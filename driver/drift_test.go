@@ -211,6 +211,27 @@ func TestCheckMissesForwarding(t *testing.T) {
 	require.NoError(t, err)
 }
 
+// Forwarding that was on before us comes back for everybody, and what is on by
+// us with its guard.
+func TestCheckKnowsWhoForwards(t *testing.T) {
+	r := newRig(t)
+	setSysctl(t, "ipv4/ip_forward", "1")
+	setSysctl(t, "ipv6/conf/all/forwarding", "0")
+	r.ok("CreateNetwork", networkOf(1, true, nil))
+	r.run(1, 10, 2, true, "/sb1")
+	_, err := r.Check(false)
+	require.NoError(t, err)
+	for _, path := range []string{"ipv4/ip_forward", "ipv6/conf/all/forwarding"} {
+		setSysctl(t, path, "0")
+		repaired, err := r.Check(false)
+		require.NoError(t, err)
+		assert.Equal(t, []string{sysctlName(path) + " was 0"}, repaired)
+		assert.Equal(t, "1", sysctl(t, path))
+	}
+	assert.False(t, r.guarded(families[0]))
+	assert.True(t, r.guarded(families[1]))
+}
+
 func setSysctl(t *testing.T, path, value string) {
 	t.Helper()
 	require.NoError(t, os.WriteFile("/proc/sys/net/"+path, []byte(value), 0o644))

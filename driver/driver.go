@@ -101,7 +101,7 @@ type Driver struct {
 
 	engines engines
 
-	forwarded [len(families)]bool // seen to be on; of Check
+	forwarded [len(families)]bool // seen to be on, and not by us; Check's own
 
 	cutMu sync.Mutex // guards below
 	cut   map[string]cutOff

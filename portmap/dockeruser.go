@@ -1,7 +1,6 @@
 package portmap
 
 import (
-	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
@@ -36,9 +35,9 @@ const dockerUserComment = "portolan: accepted by table inet portolan"
 // The rule is a native one over netlink; iptables-nft lists it. Hosts whose
 // Docker uses iptables-legacy are served by the iptables mapper.
 //
-// A flush of the table (iptables -F) takes the way to the chain along and leaves
-// the policy. It is put back, as Docker's containers and ours need it; where the
-// chain itself is gone, only the engine can make it again.
+// A flush of the table (iptables -F, or firewalld's end) takes the way to the
+// chain along, or the chain too, and leaves the policy. Both are put back, as
+// Docker would make them.
 type dockerUser struct {
 	conn *nftables.Conn
 	log  *slog.Logger
@@ -52,20 +51,17 @@ func newDockerUser(conn *nftables.Conn, log *slog.Logger) *dockerUser {
 // ensure puts the rule where it belongs, or takes it away, in both families, and
 // says whether it had to. A family without the chain has nothing to let through.
 func (d *dockerUser) ensure(wanted bool) (changed bool, err error) {
-	var gone error
 	for _, family := range []nftables.TableFamily{nftables.TableFamilyIPv4, nftables.TableFamilyIPv6} {
 		c, err := d.ensureFamily(family, wanted)
-		for try := 1; err != nil && !errors.Is(err, ErrDockerUserGone) && try < ensureTries; try++ {
+		for try := 1; err != nil && try < ensureTries; try++ {
 			c, err = d.ensureFamily(family, wanted)
 		}
-		if errors.Is(err, ErrDockerUserGone) {
-			gone = err
-		} else if err != nil {
+		if err != nil {
 			return changed, fmt.Errorf("keep the rule of chain %s: %w", DockerUserChain, err)
 		}
 		changed = changed || c
 	}
-	return changed, gone
+	return changed, nil
 }
 
 func (d *dockerUser) ensureFamily(family nftables.TableFamily, wanted bool) (changed bool, err error) {
@@ -83,13 +79,16 @@ func (d *dockerUser) ensureFamily(family nftables.TableFamily, wanted bool) (cha
 			forward = c
 		}
 	}
-	if chain == nil {
-		if wanted && d.seen[family] && drops(forward) {
-			return false, ErrDockerUserGone
-		}
-		return false, nil
-	}
 	table := &nftables.Table{Name: "filter", Family: family}
+	if chain == nil {
+		if !wanted || !d.seen[family] || !drops(forward) {
+			return false, nil
+		}
+		chain = d.conn.AddChain(&nftables.Chain{Name: DockerUserChain, Table: table})
+		d.conn.InsertRule(wayToDockerUser(table, forward))
+		d.conn.AddRule(dockerUserRule(table, chain))
+		return true, d.conn.Flush()
+	}
 	led, err := d.leadThere(family, table, forward, wanted)
 	if err != nil {
 		return false, err
@@ -124,11 +123,7 @@ func (d *dockerUser) ensureFamily(family nftables.TableFamily, wanted bool) (cha
 		}
 	}
 	if wanted {
-		rule := &nftables.Rule{
-			Table: table, Chain: chain,
-			Exprs:    nftRule{stmtMarked(MarkBit), {"", []expr.Any{&expr.Counter{}}}, stmtAccept}.exprs(),
-			UserData: userdata.AppendString(nil, userdata.TypeComment, dockerUserComment),
-		}
+		rule := dockerUserRule(table, chain)
 		if next != nil {
 			rule.Position = next.Handle
 			d.conn.InsertRule(rule)
@@ -158,10 +153,23 @@ func (d *dockerUser) leadThere(family nftables.TableFamily, table *nftables.Tabl
 	if !wanted || !d.seen[family] || !drops(forward) {
 		return false, nil
 	}
-	d.conn.InsertRule(&nftables.Rule{Table: table, Chain: forward, Exprs: []expr.Any{
-		&expr.Counter{}, &expr.Verdict{Kind: expr.VerdictJump, Chain: DockerUserChain},
-	}})
+	d.conn.InsertRule(wayToDockerUser(table, forward))
 	return true, nil
+}
+
+func dockerUserRule(table *nftables.Table, chain *nftables.Chain) *nftables.Rule {
+	return &nftables.Rule{
+		Table: table, Chain: chain,
+		Exprs:    nftRule{stmtMarked(MarkBit), {"", []expr.Any{&expr.Counter{}}}, stmtAccept}.exprs(),
+		UserData: userdata.AppendString(nil, userdata.TypeComment, dockerUserComment),
+	}
+}
+
+// wayToDockerUser is what `iptables -I FORWARD -j DOCKER-USER` makes.
+func wayToDockerUser(table *nftables.Table, forward *nftables.Chain) *nftables.Rule {
+	return &nftables.Rule{Table: table, Chain: forward, Exprs: []expr.Any{
+		&expr.Counter{}, &expr.Verdict{Kind: expr.VerdictJump, Chain: DockerUserChain},
+	}}
 }
 
 func leadsToDockerUser(r *nftables.Rule) bool {

@@ -137,14 +137,20 @@ func TestWayToDockerUser(t *testing.T) {
 	require.NoError(t, err)
 	assert.False(t, repaired)
 
-	// Without the chain only the engine can help, and everything else is kept up.
+	// The chain itself, too.
 	iptables("-F")
 	iptables("-X", portmap.DockerUserChain)
-	_, err = m.Check()
-	require.ErrorIs(t, err, portmap.ErrDockerUserGone)
-	requireListed(t, m)
-	require.NoError(t, m.AddNetwork(portmap.Network{ID: "n2", Bridge: "plbr8", Subnet4: netip.MustParsePrefix("10.8.0.0/24")}))
+	repaired, err = m.Check()
+	require.NoError(t, err)
+	assert.True(t, repaired)
+	assert.Equal(t, "-A FORWARD -j "+portmap.DockerUserChain, way())
+	assert.Contains(t, iptables("-S", portmap.DockerUserChain), "--mark 0x2000/0x2000")
+
+	// Where nothing is dropped, nothing is needed.
+	iptables("-F")
+	iptables("-X", portmap.DockerUserChain)
 	iptables("-P", "FORWARD", "ACCEPT")
 	_, err = m.Check()
-	require.NoError(t, err, "nothing is dropped any more")
+	require.NoError(t, err)
+	assert.Empty(t, way())
 }

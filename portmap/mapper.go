@@ -6,10 +6,6 @@ import "errors"
 // somebody else.
 var ErrPortInUse = errors.New("host port in use")
 
-// ErrDockerUserGone is wrapped by an error of Check while Docker's chain is gone
-// that lets published ports pass its DROP policy. Everything else stands.
-var ErrDockerUserGone = errors.New("chain " + DockerUserChain + " is gone and FORWARD drops what no rule accepts, so that other hosts do not reach published ports; restart the Docker engine, which makes it")
-
 // Mapper keeps the rules of networks and of published ports in the kernel.
 //
 // It has a mirror of what it has set; what is removed is what the mirror says

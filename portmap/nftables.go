@@ -151,9 +151,6 @@ func (m *NFTables) rebuildLocked() (err error) {
 func (m *NFTables) settleLocked() error {
 	m.gen = 0
 	_, err := m.outsideLocked()
-	if errors.Is(err, ErrDockerUserGone) {
-		return nil // no change of ours is at fault; Check says it
-	}
 	return err
 }
 
