@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
@@ -70,11 +71,10 @@ func (k *keeper) look() error {
 		return nil // the clock comes back to it
 	}
 	change := watch.Change{Links: true}
+	var deaf error // what others change is found all the same, by the clock
 	if k.watcher != nil {
 		m, ok := k.mapper.(keptRules)
-		if err := k.watcher.HearRules(!ok || !m.Kept()); err != nil {
-			return err
-		}
+		deaf = k.watcher.HearRules(!ok || !m.Kept())
 		change = k.watcher.Take()
 	}
 	links := change.Links || now.Sub(k.links) >= linksEvery
@@ -92,7 +92,7 @@ func (k *keeper) look() error {
 		}
 		k.repairs.note(k.log, what, by, k.did)
 	}
-	return err
+	return errors.Join(err, deaf)
 }
 
 // repairs remembers what was put back and when, to say so once, and not again

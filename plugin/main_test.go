@@ -24,8 +24,10 @@ func TestMain(m *testing.M) {
 	if filepath.Base(os.Args[0]) == programName {
 		os.Exit(run(context.Background(), os.Args[1:], os.Stdout, os.Stderr))
 	}
-	confine = func([]cap.Value) error { return nil }           // these tests make namespaces
-	os.Setenv("DBUS_SYSTEM_BUS_ADDRESS", "unix:path=/nowhere") // not the machine's firewalld
+	confine = func([]cap.Value) error { return nil } // these tests make namespaces
+
+	// Not the machine's firewalld.
+	os.Setenv("DBUS_SYSTEM_BUS_ADDRESS", "unix:path=/nowhere")
 	netnstest.Main(m)
 }
 
