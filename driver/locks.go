@@ -74,10 +74,10 @@ func (l *locks) leave(name string, k *namedLock) {
 // endpoint has joined, or with sandbox not empty that one.
 func (d *Driver) hold(ctx context.Context, r endpointRequest, sandbox string) (release func(), err error) {
 	var held undo
-	release = func() { _ = held.run(nil) }
+	free := func() { _ = held.run(nil) }
 	defer func() {
 		if err != nil {
-			release()
+			free()
 		}
 	}()
 	take := func(unlock func(), err error) error {
@@ -96,12 +96,12 @@ func (d *Driver) hold(ctx context.Context, r endpointRequest, sandbox string) (r
 		sandbox = ep.Sandbox
 	}
 	if sandbox == "" {
-		return release, nil
+		return free, nil
 	}
 	if err = take(d.sandboxes.own(ctx, sandbox)); err != nil {
 		return nil, err
 	}
-	return release, nil
+	return free, nil
 }
 
 // undo is what takes back the steps done so far.
