@@ -272,7 +272,7 @@ func (c *daemonConfig) run(ctx context.Context, log *slog.Logger) (err error) {
 			periodic{"retry lost ports", retryEvery, func() error { defer lost(); return publisher.Retry() }, log, nil},
 			periodic{"reap endpoints", reapEvery, func() error { return d.Reap(time.Now()) }, log, nil},
 			periodic{"look at the proxies", retryEvery, func() error { proxy.Probe(); return nil }, log, nil},
-			periodic{"tell systemd", tellEvery, func() error { word.status(st, &well); return service.flush() }, log, nil},
+			periodic{"tell systemd", tellEvery, func() error { word.status(st, &well); return nil }, log, nil},
 		} {
 			group.Go(func() error { return well.watch(t).run(ctx) })
 		}

@@ -17,10 +17,9 @@ import (
 	"github.com/portolan/portolan/internal/store"
 	"github.com/portolan/portolan/internal/systemd"
 	"github.com/portolan/portolan/portmap"
-	"github.com/portolan/portolan/proxy"
 )
 
-// How often systemd is told how the daemon fares, and what it had no room for.
+// How often systemd is told how the daemon fares, where that has changed.
 const tellEvery = 2 * time.Second
 
 // notifyReady tells systemd, where that started us (Type=notify).
@@ -40,13 +39,11 @@ func tell(log *slog.Logger, lines ...string) {
 // unit is the daemon as a unit of systemd's. The zero unit is that of a daemon
 // which somebody else has started.
 type unit struct {
-	socket   *systemd.File // that systemd listens on, or nil
-	notifier *systemd.Notifier
-	store    *systemd.Store // nil: sockets end with the process
+	socket *systemd.File  // that systemd listens on, or nil
+	store  *systemd.Store // nil: sockets end with the process
 }
 
-// openUnit takes what systemd has started this process with. Sockets that it has
-// kept are of no use without a way to have them removed.
+// openUnit takes what systemd has started this process with.
 func openUnit(log *slog.Logger) (u unit, err error) {
 	files, err := systemd.Inherit()
 	if err != nil {
@@ -63,18 +60,15 @@ func openUnit(log *slog.Logger) (u unit, err error) {
 			u.socket = f
 		}
 	}
-	if u.notifier, err = systemd.Dial(); err != nil {
-		return unit{}, err
-	}
-	if u.notifier == nil || systemd.Max() == 0 && len(kept) == 0 {
+	if !systemd.StoreWanted() {
 		for _, f := range kept {
 			_ = f.Close()
 		}
 		return u, nil
 	}
-	u.store = systemd.NewStore(systemd.StoreConfig{
-		Notifier: u.notifier, Inherited: kept, Max: systemd.Max(), KeptBack: proxy.KeptBack, Log: log,
-	})
+	if u.store, err = systemd.OpenStore(kept, log); err != nil {
+		log.Warn("ports may be taken by others while this daemon is restarted", "err", err)
+	}
 	return u, nil
 }
 
@@ -127,19 +121,11 @@ func (u unit) forPublisher() portmap.FDStore {
 	return u.store
 }
 
-// flush sends what systemd had no room for.
-func (u unit) flush() error {
+func (u unit) Close() error {
 	if u.store == nil {
 		return nil
 	}
-	return u.store.Flush()
-}
-
-func (u unit) Close() error {
-	if u.notifier == nil {
-		return nil
-	}
-	return u.notifier.Close()
+	return u.store.Close()
 }
 
 // told is a task's memory of what systemd shows in `systemctl status`.

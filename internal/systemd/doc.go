@@ -2,16 +2,16 @@
 // the sockets that it is started with, how it fares, and the file descriptor
 // store, in which systemd keeps sockets open while the service is restarted.
 //
-// Without systemd (no NOTIFY_SOCKET, no LISTEN_FDS) there is nothing of it: Inherit
-// returns nothing and Dial returns nil.
-//
 // # The store
 //
-// A Store hands sockets over as soon as it is told of them, not when the service
-// stops, so that they outlive a crash too. What it costs is paid by systemd: it
-// compares each socket with all that it has (kcmp(2)). Hence DefaultMax.
+// systemd compares each descriptor that it is given with all that it has (kcmp(2)):
+// a thousand took half a second of its time, four thousand nine, in which nothing
+// else on the host is started. So it gets two, the ends of a queue, and the sockets
+// are messages in that queue (SCM_RIGHTS), which the next process receives. What is
+// queued is open, as long as somebody has the queue. To store a socket is to send a
+// message to oneself, and to remove one is to take all out and put the others back:
+// systemd has no part in it, and a port that is given back is free at once.
 //
-// Descriptors are removed by name alone (sd_notify(3)), and all of one message
-// have one name. A name for each would be a message for each; so as many as go
-// into a message share one, and when some of them go, the rest is stored again.
+// Sockets are stored as soon as they are told of, not when the service stops, so
+// that they outlive a crash too.
 package systemd

@@ -70,7 +70,7 @@ func Inherit() ([]*File, error) {
 	if names != "" {
 		all = strings.Split(names, ":")
 	}
-	files := make([]*File, 0, min(n, DefaultMax))
+	var files []*File
 	for i := range n {
 		if _, err := unix.FcntlInt(uintptr(firstFD+i), unix.F_SETFD, unix.FD_CLOEXEC); err != nil {
 			return files, fmt.Errorf("sockets of systemd: descriptor %d of %d: %w", firstFD+i, n, err)

@@ -7,107 +7,148 @@ import (
 	"os"
 	"slices"
 	"strconv"
-	"strings"
 	"sync"
 
 	"golang.org/x/sys/unix"
 )
 
-// DefaultMax is how many sockets are stored at most: the FileDescriptorStoreMax of
-// dist/portolan.service.
-const DefaultMax = 4096
+const (
+	// perMessage is how many sockets are sent at a time; their copies are open for
+	// a moment. The kernel takes 253 (SCM_MAX_FD).
+	perMessage = 64
+	// queueSize is the limit of the queue in bytes. A message takes about one KiB.
+	queueSize = 4 << 20
+)
 
-// scmMax is how many descriptors go into one message (SCM_MAX_FD).
-const scmMax = 253
-
-// namePrefix begins the names of what is stored; a number follows.
-const namePrefix = "ports-"
+// The names of the two ends of the queue in systemd's store.
+const (
+	nameIn  = "ports-in"
+	nameOut = "ports-out"
+)
 
 // Socket lends its descriptor. A closed one does not, or gives an error.
 type Socket = interface {
 	Control(do func(fd uintptr)) error
 }
 
-// StoreConfig is what a Store needs.
-type StoreConfig struct {
-	Notifier *Notifier
-	// Inherited are the sockets that this process was started with, which the
-	// Store owns from here on.
-	Inherited []*File
-	// Max is how many sockets are stored at most.
-	Max int
-	// KeptBack says which descriptors are not for this: a copy is open while it
-	// is sent. nil means none.
-	KeptBack func(fd int) bool
-	Log      *slog.Logger // nil is silent
-}
-
-// Store is systemd's file descriptor store. Its methods are safe for concurrent
-// use.
+// Store is sockets that systemd keeps, by a queue. Its methods are safe for
+// concurrent use, and wait for nobody.
 type Store struct {
-	cfg StoreConfig
+	log *slog.Logger
+	in  *File // where sockets are sent to
+	out *File // where they are received
 
-	mu        sync.Mutex       // guards below; held over sends, which wait a second at most
+	mu        sync.Mutex       // guards below, and the queue
 	inherited map[uint64]*File // that nobody has claimed, by cookie
-	groups    map[Socket]*group
-	waiting   []Socket // to be sent, and some that are not wanted any more
-	gone      []string // names to be removed
-	next      int      // number of the next name
-	full      bool     // said
+	stored    map[Socket]bool
+	queue     [][]Socket // as it is in the kernel, a message each
+	full      bool       // said
 }
 
-// group is the sockets of one message.
-type group struct {
-	name    string
-	members []Socket
-}
-
-// unsent is the group of sockets that wait.
-var unsent = &group{}
-
-// NewStore returns a Store that has what was inherited.
-func NewStore(cfg StoreConfig) *Store {
-	if cfg.Log == nil {
-		cfg.Log = slog.New(slog.DiscardHandler)
-	}
-	s := &Store{cfg: cfg, inherited: map[uint64]*File{}, groups: map[Socket]*group{}}
-	named := map[string]*group{}
-	for _, f := range cfg.Inherited {
-		c, err := cookie(f)
-		if err != nil || s.inherited[c] != nil {
-			s.gone = append(s.gone, f.Name) // no socket, or twice
-			_ = f.Close()
-			continue
-		}
-		g := named[f.Name]
-		if g == nil {
-			g = &group{name: f.Name}
-			named[f.Name] = g
-		}
-		g.members = append(g.members, f)
-		f.cookie = c
-		s.groups[f], s.inherited[c] = g, f
-		if n, err := strconv.Atoi(strings.TrimPrefix(f.Name, namePrefix)); err == nil {
-			s.next = max(s.next, n+1)
-		}
-	}
-	// With a name goes all that has it.
-	for _, name := range s.gone {
-		if g := named[name]; g != nil {
-			s.ungroup(g)
-		}
-	}
-	return s
-}
-
-// Max is how many sockets systemd keeps for this process, as it says (systemd 254)
-// or the unit does: 0 is none.
-func Max() int {
+// StoreWanted says whether systemd keeps descriptors for this process, as it says
+// (systemd 254) or the unit does.
+func StoreWanted() bool {
 	n, err := strconv.Atoi(os.Getenv("FDSTORE"))
-	if err != nil {
-		return 0
+	return err == nil && n >= 2 && os.Getenv("NOTIFY_SOCKET") != ""
+}
+
+// OpenStore takes the queue out of what this process was started with, which it owns
+// from here on, or has systemd keep a new one. A nil logger is silent.
+func OpenStore(inherited []*File, log *slog.Logger) (*Store, error) {
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
 	}
-	return max(n, 0)
+	s := &Store{log: log, inherited: map[uint64]*File{}, stored: map[Socket]bool{}}
+	for _, f := range inherited {
+		switch {
+		case f.Name == nameIn && s.in == nil && isQueue(f):
+			s.in = f
+		case f.Name == nameOut && s.out == nil && isQueue(f):
+			s.out = f
+		default:
+			log.Info("systemd keeps a descriptor that is none of ours", "name", f.Name)
+			_ = errors.Join(f.Close(), notify(nil, "FDSTOREREMOVE=1", "FDNAME="+f.Name)) // it is no harm
+		}
+	}
+	if s.in != nil && s.out != nil {
+		s.inherit()
+		return s, nil
+	}
+	if err := s.open(); err != nil {
+		return nil, errors.Join(fmt.Errorf("store of systemd: %w", err), s.Close())
+	}
+	return s, nil
+}
+
+// isQueue says whether a descriptor may be an end of a queue.
+func isQueue(f *File) (yes bool) {
+	_ = f.Control(func(fd uintptr) {
+		domain, err := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_DOMAIN)
+		kind, err2 := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_TYPE)
+		yes = err == nil && err2 == nil && domain == unix.AF_UNIX && kind == unix.SOCK_SEQPACKET
+	})
+	return yes
+}
+
+// open makes the queue. Both ends are systemd's, too: what is queued lives as long as
+// the one that receives.
+func (s *Store) open() error {
+	err := errors.Join(closeFile(s.in), closeFile(s.out))
+	ends, e := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err = errors.Join(err, e); err != nil {
+		return err
+	}
+	s.in, s.out = NewFile(nameIn, ends[0]), NewFile(nameOut, ends[1])
+	if unix.SetsockoptInt(ends[0], unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, queueSize) != nil {
+		_ = unix.SetsockoptInt(ends[0], unix.SOL_SOCKET, unix.SO_SNDBUF, queueSize) // less is less
+	}
+	for i, name := range []string{nameIn, nameOut} {
+		// FDPOLL=0: systemd is not to look whether it has ended.
+		err := errors.Join(notify(nil, "FDSTOREREMOVE=1", "FDNAME="+name),
+			notify(ends[i:i+1], "FDSTORE=1", "FDNAME="+name, "FDPOLL=0"))
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func closeFile(f *File) error {
+	if f == nil {
+		return nil
+	}
+	return f.Close()
+}
+
+// inherit has a look at what is queued, and leaves it there.
+func (s *Store) inherit() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var all []*File
+	for {
+		fds, err := s.receive()
+		if err != nil || len(fds) == 0 {
+			break
+		}
+		for _, fd := range fds {
+			f := NewFile("", fd)
+			c, err := cookie(f)
+			if err != nil || s.inherited[c] != nil {
+				_ = f.Close()
+				continue
+			}
+			f.cookie = c
+			s.inherited[c] = f
+			all = append(all, f)
+		}
+	}
+	for some := range slices.Chunk(all, perMessage) {
+		sockets := make([]Socket, len(some))
+		for i, f := range some {
+			sockets[i] = f
+		}
+		s.send(sockets)
+	}
 }
 
 var errNoFile = errors.New("it has no file descriptor")
@@ -131,186 +172,190 @@ func (s *Store) Inherited() []Socket {
 	return all
 }
 
-// Put stores sockets. Those that are stored, and those that have no descriptor,
-// are left alone; an inherited one is stored already, and is from now on s's copy
-// of it. It never waits and never fails: what finds no room in systemd's queue is
-// sent by Flush, and what is too many is not stored.
+// Put stores sockets. Those that are stored, and those that have no descriptor, are
+// left alone; an inherited one is stored already, and is from now on s's copy of it.
+// What finds no room is not stored, which is logged.
 func (s *Store) Put(sockets []Socket) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	var fresh []Socket
 	for _, sock := range sockets {
-		if s.groups[sock] != nil {
+		if s.stored[sock] {
 			continue
 		}
-		c, err := cookie(sock)
-		if err != nil {
-			continue
-		}
-		if f := s.inherited[c]; f != nil {
-			s.claim(f, sock)
-			delete(s.inherited, c)
-			continue
-		}
-		if len(s.groups) >= s.cfg.Max {
-			if !s.full {
-				s.full = true
-				s.cfg.Log.Info("systemd keeps no more sockets over a restart (FileDescriptorStoreMax); other ports are not held meanwhile", "max", s.cfg.Max)
+		if len(s.inherited) > 0 {
+			c, err := cookie(sock)
+			if err != nil {
+				continue
 			}
-			continue
+			if f := s.inherited[c]; f != nil {
+				s.claim(f, sock)
+				continue
+			}
 		}
-		s.wait(sock)
+		fresh = append(fresh, sock)
 	}
-	_ = s.flush(unix.MSG_DONTWAIT) // Flush says it
-}
-
-func (s *Store) wait(sock Socket) {
-	s.groups[sock] = unsent
-	s.waiting = append(s.waiting, sock)
+	for some := range slices.Chunk(fresh, perMessage) {
+		s.send(some)
+	}
 }
 
 // claim has a copy take the place of an inherited socket.
 func (s *Store) claim(f *File, sock Socket) {
-	g := s.groups[f]
-	delete(s.groups, f)
-	if g == unsent {
-		s.wait(sock)
-	} else {
-		g.members[slices.Index(g.members, Socket(f))] = sock
-		s.groups[sock] = g
+	delete(s.inherited, f.cookie)
+	if s.stored[f] {
+		for _, members := range s.queue {
+			if i := slices.Index(members, Socket(f)); i >= 0 {
+				members[i] = sock
+			}
+		}
+		s.stored[sock] = true
 	}
+	delete(s.stored, f)
 	_ = f.Close()
 }
 
 // Remove takes sockets out of the store, whether they are open still or not; of
-// those that are not in it, nothing happens. When it returns, systemd does not
-// hold them any more, or has not answered for some seconds, which is logged, and
-// Flush tries again.
+// those that are not in it, nothing happens. When it returns, the store does not hold
+// them any more.
 func (s *Store) Remove(sockets []Socket) {
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	changed := false
 	for _, sock := range sockets {
-		changed = s.drop(sock) || changed
+		changed = s.stored[sock] || changed
+		delete(s.stored, sock)
+		if f, ok := sock.(*File); ok {
+			delete(s.inherited, f.cookie)
+			_ = f.Close()
+		}
 	}
-	if !changed {
-		s.mu.Unlock()
-		return
-	}
-	err := s.flush(0)
-	s.mu.Unlock()
-	if err == nil {
-		err = s.cfg.Notifier.barrier()
-	}
-	if err != nil {
-		s.cfg.Log.Warn("systemd may hold sockets of ports that are given back", "err", err)
+	if changed {
+		s.turn()
 	}
 }
 
-// drop forgets a socket. The rest of its group is to be stored anew.
-func (s *Store) drop(sock Socket) (stored bool) {
-	if f, ok := sock.(*File); ok {
-		delete(s.inherited, f.cookie)
-		_ = f.Close()
+// turn takes the whole queue out and puts what is wanted back.
+func (s *Store) turn() {
+	queue := s.queue
+	s.queue = nil
+	var fds []int
+	var members []Socket
+	flush := func() {
+		s.queueUp(fds, members)
+		fds, members = nil, nil
 	}
-	g := s.groups[sock]
-	if g != nil && g != unsent {
-		s.gone = append(s.gone, g.name)
-		s.ungroup(g)
-		stored = true
+	for _, old := range queue {
+		got, err := s.receive()
+		if err != nil || len(got) != len(old) {
+			s.log.Warn("sockets that systemd keeps are lost", "count", len(old), "got", len(got), "err", err)
+			closeAll(got)
+			for _, m := range old {
+				delete(s.stored, m)
+			}
+			continue
+		}
+		for i, m := range old {
+			if !s.stored[m] {
+				_ = unix.Close(got[i])
+				continue
+			}
+			if len(fds) == perMessage {
+				flush()
+			}
+			fds, members = append(fds, got[i]), append(members, m)
+		}
 	}
-	delete(s.groups, sock)
-	return stored
-}
-
-func (s *Store) ungroup(g *group) {
-	for _, m := range g.members {
-		s.wait(m)
-	}
+	flush()
 }
 
 // Settle removes what was inherited and has not been put since.
 func (s *Store) Settle() {
 	if rest := s.Inherited(); len(rest) > 0 {
-		s.cfg.Log.Info("sockets of an earlier process are not wanted any more", "count", len(rest))
+		s.log.Info("sockets of an earlier process are not wanted any more", "count", len(rest))
 		s.Remove(rest)
 	}
 }
 
-// Flush sends what could not be sent before. It is for a task that calls it every
-// few seconds.
-func (s *Store) Flush() error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.flush(unix.MSG_DONTWAIT)
+// Close closes this process's ends: what is stored stays.
+func (s *Store) Close() error {
+	return errors.Join(closeFile(s.in), closeFile(s.out))
 }
 
-// flush removes names first: systemd does not store what it has.
-func (s *Store) flush(flags int) error {
-	for len(s.gone) > 0 {
-		if err := s.cfg.Notifier.send(flags, nil, "FDSTOREREMOVE=1", "FDNAME="+s.gone[0]); err != nil {
-			return fmt.Errorf("take sockets back: %w", err)
-		}
-		s.gone = s.gone[1:]
-	}
-	for len(s.waiting) > 0 {
-		if err := s.sendSome(); err != nil {
-			return fmt.Errorf("store sockets: %w", err)
-		}
-	}
-	return nil
-}
-
-// sendSome stores as many of those that wait as go into a message.
-func (s *Store) sendSome() error {
-	g := &group{name: namePrefix + strconv.Itoa(s.next)}
+// send stores copies of sockets, perMessage at most.
+func (s *Store) send(sockets []Socket) {
 	var fds []int
-	defer func() {
-		for _, fd := range fds {
-			_ = unix.Close(fd)
-		}
-	}()
-	n := 0 // of those that wait
-	for ; n < len(s.waiting) && len(fds) < scmMax; n++ {
-		if s.groups[s.waiting[n]] != unsent {
-			continue // not wanted any more
-		}
-		fd, err := s.copyOf(s.waiting[n])
-		if errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) {
-			if len(fds) == 0 {
-				return err
-			}
-			break
-		}
-		if err != nil { // closed meanwhile
-			delete(s.groups, s.waiting[n])
-			continue
-		}
-		fds, g.members = append(fds, fd), append(g.members, s.waiting[n])
-	}
-	if len(fds) > 0 {
-		// FDPOLL=0: systemd is not to look whether they have ended.
-		if err := s.cfg.Notifier.send(unix.MSG_DONTWAIT, fds, "FDSTORE=1", "FDNAME="+g.name, "FDPOLL=0"); err != nil {
-			return err
-		}
-		s.next++
-		for _, m := range g.members {
-			s.groups[m] = g
+	var members []Socket
+	for _, sock := range sockets {
+		fd := -1
+		failed := errNoFile
+		err := sock.Control(func(of uintptr) { fd, failed = unix.FcntlInt(of, unix.F_DUPFD_CLOEXEC, 0) })
+		if errors.Join(err, failed) == nil { // else it is closed, or there is no file left
+			fds, members = append(fds, fd), append(members, sock)
 		}
 	}
-	if s.waiting = s.waiting[n:]; len(s.waiting) == 0 {
-		s.waiting = nil
-	}
-	return nil
+	s.queueUp(fds, members)
 }
 
-// copyOf is a descriptor of the same socket, for a moment.
-func (s *Store) copyOf(sock Socket) (fd int, err error) {
+// queueUp sends descriptors, which it closes.
+func (s *Store) queueUp(fds []int, members []Socket) {
+	if len(fds) == 0 {
+		return
+	}
+	defer closeAll(fds)
+	var sent error
+	err := s.in.Control(func(in uintptr) {
+		// A byte for each, so that the length of the queue is the number of sockets.
+		sent = sendmsg(int(in), make([]byte, len(fds)), unix.UnixRights(fds...), nil, unix.MSG_DONTWAIT)
+	})
+	if err = errors.Join(err, sent); err != nil {
+		for _, m := range members {
+			delete(s.stored, m)
+		}
+		if !s.full {
+			s.full = true
+			s.log.Warn("systemd keeps no more sockets over a restart: ports may be taken meanwhile", "stored", len(s.stored), "err", err)
+		}
+		return
+	}
+	s.queue = append(s.queue, members)
+	for _, m := range members {
+		s.stored[m] = true
+	}
+}
+
+// receive takes one message out of the queue, none where there is none.
+func (s *Store) receive() (fds []int, err error) {
+	data, rights := make([]byte, perMessage), make([]byte, unix.CmsgSpace(4*perMessage))
 	failed := errNoFile
-	err = sock.Control(func(of uintptr) { fd, failed = unix.FcntlInt(of, unix.F_DUPFD_CLOEXEC, 0) })
+	n, oobn := 0, 0
+	err = s.out.Control(func(out uintptr) {
+		for {
+			n, oobn, _, _, failed = unix.Recvmsg(int(out), data, rights, unix.MSG_DONTWAIT|unix.MSG_CMSG_CLOEXEC)
+			if !errors.Is(failed, unix.EINTR) {
+				return
+			}
+		}
+	})
+	if errors.Is(failed, unix.EAGAIN) {
+		return nil, nil
+	}
 	if err = errors.Join(err, failed); err != nil {
-		return -1, err
+		return nil, err
 	}
-	if s.cfg.KeptBack != nil && s.cfg.KeptBack(fd) {
-		return -1, errors.Join(unix.EMFILE, unix.Close(fd))
+	messages, err := unix.ParseSocketControlMessage(rights[:oobn])
+	for _, m := range messages {
+		some, e := unix.ParseUnixRights(&m)
+		fds, err = append(fds, some...), errors.Join(err, e)
 	}
-	return fd, nil
+	if err == nil && len(fds) != n {
+		err = fmt.Errorf("%d of %d sockets: no file left", len(fds), n)
+	}
+	return fds, err
+}
+
+func closeAll(fds []int) {
+	for _, fd := range fds {
+		_ = unix.Close(fd)
+	}
 }

@@ -1,5 +1,5 @@
 // Package systemdtest does for tests what systemd does for a service: it hears
-// what the service tells it (sd_notify(3)), keeps the sockets that it stores, and
+// what the service tells it (sd_notify(3)), keeps the descriptors that it stores, and
 // starts it with them.
 package systemdtest
 
@@ -19,19 +19,17 @@ import (
 )
 
 // Manager is a service manager with one service. As systemd does, it keeps no
-// socket twice, removes by name, and closes what it was not asked to store, as the
-// descriptor of a barrier.
+// socket twice, removes by name, and closes what it was not asked to store.
 type Manager struct {
-	// Max is how many sockets it keeps (FileDescriptorStoreMax).
+	// Max is how many descriptors it keeps (FileDescriptorStoreMax).
 	Max int
 
 	conn  *net.UnixConn
 	ended chan struct{}
 
-	mu       sync.Mutex // guards below; held by Hold
-	stored   []entry
-	said     []string // all lines, but for those about sockets
-	messages int      // that stored sockets
+	mu     sync.Mutex // guards below
+	stored []entry
+	said   []string // all lines, but for those about descriptors
 }
 
 type entry struct {
@@ -47,7 +45,7 @@ func New(t testing.TB) *Manager {
 	require.NoError(t, err)
 	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: filepath.Join(dir, "notify"), Net: "unixgram"})
 	require.NoError(t, err)
-	m := &Manager{Max: 4096, conn: conn, ended: make(chan struct{})}
+	m := &Manager{Max: 2, conn: conn, ended: make(chan struct{})}
 	go m.listen()
 	t.Cleanup(func() {
 		_ = conn.Close()
@@ -89,7 +87,6 @@ func (m *Manager) hear(lines []string, fds []int) {
 	}
 	switch {
 	case slices.Contains(lines, "FDSTORE=1"):
-		m.messages++
 		for _, fd := range fds {
 			m.keep(name, fd)
 		}
@@ -132,18 +129,20 @@ func (m *Manager) Forget() {
 	m.remove(func(entry) bool { return true })
 }
 
-// Stored is how many sockets are stored.
+// Stored is how many sockets are in the store: the length of the queue that is
+// there.
 func (m *Manager) Stored() int {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return len(m.stored)
-}
-
-// Messages is how many messages have stored sockets so far.
-func (m *Manager) Messages() int {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.messages
+	for _, e := range m.stored {
+		if e.name != "ports-out" {
+			continue
+		}
+		if n, err := unix.IoctlGetInt(e.fd, unix.TIOCINQ); err == nil {
+			return n
+		}
+	}
+	return 0
 }
 
 // Said are the lines that it was told, but for those about sockets.
@@ -151,12 +150,6 @@ func (m *Manager) Said() []string {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return slices.Clone(m.said)
-}
-
-// Hold has it be too busy to listen until the function that is returned is called.
-func (m *Manager) Hold() func() {
-	m.mu.Lock()
-	return m.mu.Unlock
 }
 
 // Files are copies of what is stored, and the names, in order. The caller closes
