@@ -40,10 +40,13 @@ type Store struct {
 
 	mu        sync.Mutex       // guards below, and the queue
 	inherited map[uint64]*File // that nobody has claimed, by cookie
-	stored    map[Socket]bool
-	queue     [][]Socket // as it is in the kernel, a message each
-	full      bool       // said
+	stored    map[Socket]*item
+	queue     [][]*item // as it is in the kernel, a message each
+	full      bool      // said
 }
+
+// item is a socket in the queue.
+type item struct{ Socket }
 
 // StoreWanted says whether systemd keeps descriptors for this process, as it says
 // (systemd 254) or the unit does.
@@ -58,7 +61,7 @@ func OpenStore(inherited []*File, log *slog.Logger) (*Store, error) {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	s := &Store{log: log, inherited: map[uint64]*File{}, stored: map[Socket]bool{}}
+	s := &Store{log: log, inherited: map[uint64]*File{}, stored: map[Socket]*item{}}
 	for _, f := range inherited {
 		switch {
 		case f.Name == nameIn && s.in == nil && isQueue(f):
@@ -180,7 +183,7 @@ func (s *Store) Put(sockets []Socket) {
 	defer s.mu.Unlock()
 	var fresh []Socket
 	for _, sock := range sockets {
-		if s.stored[sock] {
+		if s.stored[sock] != nil {
 			continue
 		}
 		if len(s.inherited) > 0 {
@@ -203,13 +206,9 @@ func (s *Store) Put(sockets []Socket) {
 // claim has a copy take the place of an inherited socket.
 func (s *Store) claim(f *File, sock Socket) {
 	delete(s.inherited, f.cookie)
-	if s.stored[f] {
-		for _, members := range s.queue {
-			if i := slices.Index(members, Socket(f)); i >= 0 {
-				members[i] = sock
-			}
-		}
-		s.stored[sock] = true
+	if it := s.stored[f]; it != nil {
+		it.Socket = sock
+		s.stored[sock] = it
 	}
 	delete(s.stored, f)
 	_ = f.Close()
@@ -223,7 +222,7 @@ func (s *Store) Remove(sockets []Socket) {
 	defer s.mu.Unlock()
 	changed := false
 	for _, sock := range sockets {
-		changed = s.stored[sock] || changed
+		changed = s.stored[sock] != nil || changed
 		delete(s.stored, sock)
 		if f, ok := sock.(*File); ok {
 			delete(s.inherited, f.cookie)
@@ -240,7 +239,7 @@ func (s *Store) turn() {
 	queue := s.queue
 	s.queue = nil
 	var fds []int
-	var members []Socket
+	var members []*item
 	flush := func() {
 		s.queueUp(fds, members)
 		fds, members = nil, nil
@@ -251,12 +250,12 @@ func (s *Store) turn() {
 			s.log.Warn("sockets that systemd keeps are lost", "count", len(old), "got", len(got), "err", err)
 			closeAll(got)
 			for _, m := range old {
-				delete(s.stored, m)
+				delete(s.stored, m.Socket)
 			}
 			continue
 		}
 		for i, m := range old {
-			if !s.stored[m] {
+			if s.stored[m.Socket] != m {
 				_ = unix.Close(got[i])
 				continue
 			}
@@ -285,20 +284,20 @@ func (s *Store) Close() error {
 // send stores copies of sockets, perMessage at most.
 func (s *Store) send(sockets []Socket) {
 	var fds []int
-	var members []Socket
+	var members []*item
 	for _, sock := range sockets {
 		fd := -1
 		failed := errNoFile
 		err := sock.Control(func(of uintptr) { fd, failed = unix.FcntlInt(of, unix.F_DUPFD_CLOEXEC, 0) })
 		if errors.Join(err, failed) == nil { // else it is closed, or there is no file left
-			fds, members = append(fds, fd), append(members, sock)
+			fds, members = append(fds, fd), append(members, &item{sock})
 		}
 	}
 	s.queueUp(fds, members)
 }
 
 // queueUp sends descriptors, which it closes.
-func (s *Store) queueUp(fds []int, members []Socket) {
+func (s *Store) queueUp(fds []int, members []*item) {
 	if len(fds) == 0 {
 		return
 	}
@@ -310,7 +309,7 @@ func (s *Store) queueUp(fds []int, members []Socket) {
 	})
 	if err = errors.Join(err, sent); err != nil {
 		for _, m := range members {
-			delete(s.stored, m)
+			delete(s.stored, m.Socket)
 		}
 		if !s.full {
 			s.full = true
@@ -320,7 +319,7 @@ func (s *Store) queueUp(fds []int, members []Socket) {
 	}
 	s.queue = append(s.queue, members)
 	for _, m := range members {
-		s.stored[m] = true
+		s.stored[m.Socket] = m
 	}
 }
 
