@@ -91,6 +91,10 @@ compose: deps ## docker compose and buildx by the shim; builds both, minutes the
 systemd: ## the service, the shim and its recipe under a real systemd (root)
 	./scripts/systemd.sh
 
+.PHONY: arm64
+arm64: ## build for arm64, and the tests that run under qemu-user (root)
+	./scripts/arm64.sh
+
 # Not part of test: both are built first, and the second asks the network.
 .PHONY: lint
 lint: ## golangci-lint (gosec too) and govulncheck, pinned, built from source

@@ -60,10 +60,7 @@ func openUnit(log *slog.Logger) (u unit, err error) {
 			u.socket = f
 		}
 	}
-	if !systemd.StoreWanted() {
-		for _, f := range kept {
-			_ = f.Close()
-		}
+	if !systemd.StoreWanted() && len(kept) == 0 {
 		return u, nil
 	}
 	if u.store, err = systemd.OpenStore(kept, log); err != nil {
@@ -102,15 +99,15 @@ func (u unit) listen(path string) (*net.UnixListener, error) {
 	if err := errors.Join(err, failed); err != nil {
 		return nil, fmt.Errorf("listen on systemd's socket: %w", err)
 	}
-	unix, ok := ln.(*net.UnixListener)
+	local, ok := ln.(*net.UnixListener)
 	if !ok {
 		return nil, errors.Join(fmt.Errorf("listen on systemd's socket: it is a %T", ln), ln.Close())
 	}
-	if at := unix.Addr().String(); !sameSocket(at, path) {
+	if at := local.Addr().String(); !sameSocket(at, path) {
 		return nil, errors.Join(fmt.Errorf("systemd listens on %s (%s), and --socket is %s: make them the same, or disable the socket unit",
 			at, u.socket.Name, path), ln.Close())
 	}
-	return unix, nil
+	return local, nil
 }
 
 // forPublisher is a nil interface where there is none.

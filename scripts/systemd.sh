@@ -344,7 +344,10 @@ check_service() {
 	# There is no Go in there.
 	ok "${commands/make build && /}"
 	has 'systemctl is-enabled portolan; systemctl is-active portolan' active
-	ok 'systemd-analyze verify /etc/systemd/system/portolan.service'
+	ok 'systemd-analyze verify /etc/systemd/system/portolan.service /etc/systemd/system/portolan.socket'
+	has 'systemctl is-enabled portolan.socket; systemctl is-active portolan.socket' active
+	has 'stat -c "%a %U" /run/docker/plugins /run/docker/plugins/portolan.sock' '700 root
+600 root'
 	ok "tar -C /srv/image -c demo | docker import -c 'ENTRYPOINT [\"/demo\"]' - demo"
 	ok 'docker run -d --name web --restart always --network mynet -p 8080:80 demo web'
 
@@ -391,13 +394,31 @@ check_service() {
 	has "$(get 127.0.0.1:8080)" 'hello from'
 	ok 'systemctl stop portolan'
 	has "$(get 127.0.0.1:8080)" 'hello from'
-	fails 'portolan ls' 'no portolan daemon answers'
-	ok 'systemctl start portolan'
+	has 'systemctl is-active portolan || true' inactive
 	has 'portolan ls' '8080->80'
+	has 'systemctl is-active portolan' active
 	ok 'systemctl kill -s KILL portolan'
-	soon 'portolan ls' '8080->80'
+	has 'portolan ls' '8080->80'
 	has "$(get '[::1]:8080')" 'hello from'
 	has 'systemctl show -p NRestarts portolan' 'NRestarts=1'
+	ok 'systemctl stop portolan.socket portolan'
+	fails 'portolan ls' 'no portolan daemon answers'
+	hasnt 'ls /run/docker/plugins' portolan.sock
+	has "$(get 127.0.0.1:8080)" 'hello from'
+	ok 'systemctl start portolan'
+	has 'systemctl is-active portolan.socket' active
+	has 'portolan ls' '8080->80'
+
+	check_store
+
+	say "Without the socket unit the service has a socket of its own"
+	ok 'systemctl stop portolan.socket portolan; mv /etc/systemd/system/portolan.socket /srv/; systemctl daemon-reload; systemctl start portolan'
+	has 'portolan ls' '8080->80'
+	ok 'systemctl stop portolan'
+	hasnt 'ls /run/docker/plugins' portolan.sock
+	ok 'mv /srv/portolan.socket /etc/systemd/system/; systemctl daemon-reload; systemctl start portolan'
+	has 'systemctl is-active portolan.socket' active
+	has 'portolan ls' '8080->80'
 
 	say "A setting by systemctl edit: the iptables mapper"
 	ok 'mkdir /etc/systemd/system/portolan.service.d
@@ -408,6 +429,46 @@ check_service() {
 	ok 'rm -r /etc/systemd/system/portolan.service.d; systemctl daemon-reload; systemctl restart portolan'
 	has 'portolan version' 'mapper   nftables'
 	soon "ip netns exec other $(get 198.51.100.1:8080)" 'hello from'
+}
+
+# check_store has the service away for some seconds, with the proxy for [::1].
+check_store() {
+	say "Sockets of published ports stay, with who waits at them"
+	ok 'mkdir -p /etc/systemd/system/portolan.service.d
+		printf "[Service]\nEnvironment=PORTOLAN_HOOKS=off\nRestartSec=5\n" >/etc/systemd/system/portolan.service.d/override.conf
+		systemctl daemon-reload; systemctl restart portolan'
+	has 'systemctl show -p NFileDescriptorStore portolan' '=2'
+	has 'systemctl status portolan' '1 port of 1 endpoint'
+	local away='systemctl kill -s KILL portolan
+		until [[ $(systemctl show -p SubState --value portolan) == auto-restart ]]; do sleep 0.05; done'
+	has "$away; busybox nc -l -p 8080 </dev/null 2>&1 || true" 'in use'
+	has "$away; /srv/image/demo get -timeout 30s http://[::1]:8080/; systemctl show -p NRestarts portolan" 'hello from'
+	ok 'systemctl restart portolan'
+	has "$(get '[::1]:8080')" 'hello from'
+	ok 'docker run -d --name many --network mynet -p 3000-3599:3000-3599/udp demo sleep'
+	ok 'systemctl restart portolan'
+	has 'portolan ls' '3000-3599->3000-3599/udp'
+	has "$away; timeout 0.2 /srv/image/demo echo -udp 3599 2>&1 || true" 'address already in use'
+	soon 'systemctl is-active portolan || true' active
+	# The port is free at once: it is the time that ends the program.
+	ok 'docker rm -f many; timeout 0.2 /srv/image/demo echo -udp 3599 || [[ $? == 124 ]]'
+	has 'systemctl show -p NFileDescriptorStore portolan' '=2'
+	hasnt 'journalctl -b -u portolan -u init.scope' 'FileDescriptorStoreMax'
+	hasnt 'journalctl -b -u portolan' 'taken meanwhile'
+	ok 'systemctl stop portolan.socket portolan; ! ss -Hltn sport = :8080 | grep .; systemctl start portolan'
+
+	say "A daemon that hangs is restarted"
+	ok 'mkdir -p /etc/systemd/system/portolan.service.d
+		printf "[Service]\nWatchdogSec=3\nRestartSec=1\n" >/etc/systemd/system/portolan.service.d/override.conf
+		systemctl daemon-reload; systemctl restart portolan
+		systemctl show -p WatchdogTimestampMonotonic portolan >/srv/watchdog'
+	soon '! systemctl show -p WatchdogTimestampMonotonic portolan | diff -q - /srv/watchdog; echo heard' heard
+	has 'systemctl show -p NRestarts portolan' 'NRestarts=0'
+	ok 'systemctl kill -s STOP --kill-who=main portolan'
+	soon 'systemctl show -p NRestarts portolan' 'NRestarts=1'
+	has 'portolan ls' '8080->80'
+	has 'journalctl -b -u portolan' 'Watchdog timeout'
+	ok 'rm -r /etc/systemd/system/portolan.service.d; systemctl daemon-reload; systemctl restart portolan'
 }
 
 check_shim() {
@@ -514,7 +575,7 @@ check_legacy() {
 
 check_removal() {
 	say "README: how to remove every trace"
-	ok 'docker rm -f web mounts; docker network rm mynet; systemctl disable --now portolan; portolan cleanup; rm /usr/local/bin/portolan'
+	ok 'docker rm -f web mounts; docker network rm mynet; systemctl disable --now portolan.socket portolan; portolan cleanup; rm /usr/local/bin/portolan /etc/systemd/system/portolan.{socket,service}'
 	hasnt 'nft list ruleset; iptables-save; ip link; ls /run /var/lib /run/docker/plugins' portolan
 	has 'systemctl --failed' '0 loaded units'
 }
