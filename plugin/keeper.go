@@ -18,9 +18,10 @@ const (
 	// kernel has told of no change.
 	linksEvery = 10 * time.Second
 	// A fight is something that was put back so often within fightWithin. It is
-	// said once in that time, and each repair waits for checkEvery.
-	fightTimes  = 4
+	// said once in that time, and fightPause is between two repairs.
+	fightTimes  = 10
 	fightWithin = time.Minute
+	fightPause  = checkEvery / 2
 )
 
 // keeper has put back what others change: rules, bridges, their ports and their
@@ -67,7 +68,7 @@ func (k *keeper) Close() error {
 // look is one time.
 func (k *keeper) look() error {
 	now := time.Now()
-	if k.repairs.fighting(now) && now.Sub(k.did) < checkEvery {
+	if k.repairs.fighting(now) && now.Sub(k.did) < fightPause {
 		return nil // the clock comes back to it
 	}
 	change := watch.Change{Links: true}

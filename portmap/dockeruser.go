@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"time"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -41,11 +42,16 @@ const dockerUserComment = "portolan: accepted by table inet portolan"
 type dockerUser struct {
 	conn *nftables.Conn
 	log  *slog.Logger
-	seen map[nftables.TableFamily]bool // families that had the chain with a way to it
+	seen map[nftables.TableFamily]bool      // families that had the chain with a way to it
+	away map[nftables.TableFamily]time.Time // since when it has been missing there
 }
 
+// wayAway is how long the way has to be missing: the engine itself takes it away
+// and puts it back, in two steps, whenever a network is made.
+const wayAway = 500 * time.Millisecond
+
 func newDockerUser(conn *nftables.Conn, log *slog.Logger) *dockerUser {
-	return &dockerUser{conn, log, map[nftables.TableFamily]bool{}}
+	return &dockerUser{conn, log, map[nftables.TableFamily]bool{}, map[nftables.TableFamily]time.Time{}}
 }
 
 // ensure puts the rule where it belongs, or takes it away, in both families, and
@@ -81,7 +87,7 @@ func (d *dockerUser) ensureFamily(family nftables.TableFamily, wanted bool) (cha
 	}
 	table := &nftables.Table{Name: "filter", Family: family}
 	if chain == nil {
-		if !wanted || !d.seen[family] || !drops(forward) {
+		if !d.missesWay(family, forward, wanted) {
 			return false, nil
 		}
 		chain = d.conn.AddChain(&nftables.Chain{Name: DockerUserChain, Table: table})
@@ -148,14 +154,31 @@ func (d *dockerUser) leadThere(family nftables.TableFamily, table *nftables.Tabl
 	}
 	if slices.ContainsFunc(rules, leadsToDockerUser) {
 		d.seen[family] = true
+		delete(d.away, family)
 		return false, nil
 	}
-	if !wanted || !d.seen[family] || !drops(forward) {
+	if !d.missesWay(family, forward, wanted) {
 		return false, nil
 	}
 	d.conn.InsertRule(wayToDockerUser(table, forward))
 	return true, nil
 }
+
+// missesWay says whether the way was there, is needed, and has been missing for
+// long enough.
+func (d *dockerUser) missesWay(family nftables.TableFamily, forward *nftables.Chain, wanted bool) bool {
+	if !wanted || !d.seen[family] || !drops(forward) {
+		delete(d.away, family)
+		return false
+	}
+	if d.away[family].IsZero() {
+		d.away[family] = time.Now()
+	}
+	return time.Since(d.away[family]) >= wayAway
+}
+
+// waits says whether there is something to look at again soon.
+func (d *dockerUser) waits() bool { return len(d.away) > 0 }
 
 func dockerUserRule(table *nftables.Table, chain *nftables.Chain) *nftables.Rule {
 	return &nftables.Rule{

@@ -57,7 +57,7 @@ func (m *NFTables) Check() (repaired bool, err error) {
 		}
 		return true, m.settleLocked()
 	}
-	if repaired, err = m.outsideLocked(); !repaired && err == nil {
+	if repaired, err = m.outsideLocked(); !repaired && err == nil && !m.docker.waits() {
 		m.gen = g
 	}
 	return repaired, err
