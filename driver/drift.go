@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"slices"
@@ -150,7 +151,28 @@ func (v view) bridgeDrift(n store.Network) string {
 			return fmt.Sprintf("its address %s was removed", p)
 		}
 	}
+	if v.lacksLinkLocal(n, br) {
+		return "its link-local address was removed"
+	}
 	return ""
+}
+
+// lacksLinkLocal: the kernel gives a link-local address to what has a carrier,
+// and not again to what has lost it.
+func (v view) lacksLinkLocal(n store.Network, br *netlink.Bridge) bool {
+	return n.Gateway6.IsValid() && br.OperState == netlink.OperUp &&
+		!slices.ContainsFunc(v.addrs[br.Index], func(p netip.Prefix) bool { return p.Addr().IsLinkLocalUnicast() && p.Addr().Is6() })
+}
+
+// giveLinkLocal makes the address that the kernel would (RFC 4291, appendix A).
+func giveLinkLocal(br *netlink.Bridge) error {
+	mac := br.HardwareAddr
+	ip := net.IP{0xfe, 0x80, 0, 0, 0, 0, 0, 0, mac[0] ^ 2, mac[1], mac[2], 0xff, 0xfe, mac[3], mac[4], mac[5]}
+	a := &netlink.Addr{IPNet: &net.IPNet{IP: ip, Mask: net.CIDRMask(64, 128)}, Flags: unix.IFA_F_NODAD}
+	if err := netlink.AddrReplace(br, a); err != nil {
+		return fmt.Errorf("add address %s to %s: %w", ip, br.Name, err)
+	}
+	return nil
 }
 
 // repairBridge makes a bridge what it was, without localhost: that is
@@ -177,6 +199,11 @@ func (d *Driver) repairBridge(n store.Network, what string, v view) (did bool, e
 	}
 	if err := d.makeBridge(n); err != nil {
 		return false, fmt.Errorf("repair bridge %s (%s): %w", n.Bridge, what, err)
+	}
+	if br, ok := v.links[n.Bridge].(*netlink.Bridge); ok && v.lacksLinkLocal(n, br) {
+		if err := giveLinkLocal(br); err != nil {
+			return false, err
+		}
 	}
 	return true, nil
 }

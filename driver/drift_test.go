@@ -42,10 +42,10 @@ func standing(t *testing.T) (lines []string) {
 			lines = append(lines, name+" "+flags.String())
 		}
 	}
-	for a := range addrsOf(t, linkOf(t, bridgeOf(1))) {
-		if !strings.HasPrefix(a, "fe80") {
-			lines = append(lines, a)
-		}
+	addrs, err := netlink.AddrList(linkOf(t, bridgeOf(1)), netlink.FAMILY_ALL)
+	require.NoError(t, err)
+	for _, a := range addrs {
+		lines = append(lines, a.IPNet.String())
 	}
 	for _, s := range []string{"ipv4/conf/BR/route_localnet", "ipv4/conf/BR/forwarding", "ipv6/conf/BR/forwarding", "ipv6/conf/BR/accept_ra",
 		"ipv6/conf/BR/disable_ipv6", "ipv6/conf/BR/accept_dad", "ipv4/ip_forward", "ipv6/conf/all/forwarding"} {
@@ -68,6 +68,7 @@ func TestCheckPutsBack(t *testing.T) {
 		{"ip link set BR address 02:42:0a:01:00:99", []string{"bridge BR: its MAC address was changed"}},
 		{"ip addr del 10.1.0.1/24 dev BR", []string{"bridge BR: its address 10.1.0.1/24 was removed"}},
 		{"ip addr del fd00:1::1/64 dev BR", []string{"bridge BR: its address fd00:1::1/64 was removed"}},
+		{"ip addr flush dev BR", []string{"bridge BR: its address 10.1.0.1/24 was removed"}},
 		{"ip link set pvd000000a00 nomaster", []string{"port pvd000000a00 of bridge BR: it was taken off its bridge"}},
 		{"ip link set pvd000000a00 master " + bridgeOf(2), []string{"port pvd000000a00 of bridge BR: it was taken off its bridge"}},
 		{"ip link set pvd000000a00 down", []string{"port pvd000000a00 of bridge BR: it was set down"}},
