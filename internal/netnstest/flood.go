@@ -26,8 +26,7 @@ const floodBatch = 256
 // mmsghdr is what sendmmsg(2) takes.
 type mmsghdr struct {
 	unix.Msghdr
-	n uint32
-	_ [4]byte
+	_ uint32 // how many bytes were sent
 }
 
 // Send sends one packet from each source: the address 10.0.0.0 and a number.
