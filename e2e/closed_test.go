@@ -81,7 +81,6 @@ func shots(probes []probe) (out []shot) {
 func (l *closedLab) fire(all []shot) {
 	l.t.Helper()
 	var dialled sync.WaitGroup
-	errs := make(chan error, len(all))
 	var from *spot
 	var packets [][]byte
 	flush := func() {
@@ -92,7 +91,7 @@ func (l *closedLab) fire(all []shot) {
 	}
 	for _, s := range all {
 		if s.dial {
-			dialled.Go(func() { errs <- s.from.dial(s.proto, s.dst, s.token) })
+			dialled.Go(func() { s.from.dial(s.proto, s.dst, s.token) })
 			continue
 		}
 		if s.from != from {
@@ -107,10 +106,6 @@ func (l *closedLab) fire(all []shot) {
 	}
 	flush()
 	dialled.Wait()
-	close(errs)
-	for err := range errs {
-		require.NoError(l.t, err)
-	}
 }
 
 // requireOpen waits until every control has arrived. Sent anew each time, they

@@ -146,7 +146,7 @@ const tcpWait = time.Second
 
 // dial sends a token as a program would: a TCP connection is made before it,
 // and whatever hinders that is as good as silence.
-func (p *spot) dial(pr proto, dst netip.AddrPort, t token) error {
+func (p *spot) dial(pr proto, dst netip.AddrPort, t token) {
 	var c net.Conn
 	err := p.do(func() error {
 		ctx, cancel := context.WithTimeout(context.Background(), tcpWait)
@@ -168,7 +168,7 @@ func (p *spot) dial(pr proto, dst netip.AddrPort, t token) error {
 		return err
 	})
 	if err != nil {
-		return nil //nolint:nilerr // refused, unreachable or nobody there: nothing was sent
+		return // refused, unreachable or nobody there: nothing was sent
 	}
 	defer c.Close()
 	b := t.words()
@@ -176,5 +176,4 @@ func (p *spot) dial(pr proto, dst netip.AddrPort, t token) error {
 		b = segment(sctp, netip.AddrPortFrom(dst.Addr(), newClientPort()), dst, t)
 	}
 	_, _ = c.Write(b) // the same
-	return nil
 }
