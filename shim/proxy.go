@@ -29,8 +29,7 @@ func (s *Shim) forward(w http.ResponseWriter, r *http.Request, rw *rewrite) {
 	// server would otherwise drop the rest of the body. HTTP/1 has it.
 	client := http.NewResponseController(w)
 	_ = client.EnableFullDuplex()
-	body := &clientBody{ReadCloser: r.Body, client: client, left: r.ContentLength}
-	body.ended.Store(r.ContentLength == 0)
+	body := &clientBody{ReadCloser: r.Body, client: client}
 	in := r.WithContext(context.WithValue(r.Context(), lostKey{}, body.lost))
 	in.Body = body
 	proxy := httputil.ReverseProxy{
@@ -41,7 +40,7 @@ func (s *Shim) forward(w http.ResponseWriter, r *http.Request, rw *rewrite) {
 		ErrorLog:      slog.NewLogLogger(s.cfg.Log.Handler(), slog.LevelDebug),
 		ModifyResponse: func(resp *http.Response) error {
 			s.engineUp.note(nil)
-			if !body.ended.Load() {
+			if body.failed.Load() != nil {
 				resp.Header.Set("Connection", "close")
 			}
 			if rw == nil || resp.StatusCode != rw.status || rw.apply(resp) || rw.otherwise == nil {
@@ -50,7 +49,7 @@ func (s *Shim) forward(w http.ResponseWriter, r *http.Request, rw *rewrite) {
 			return errLeft
 		},
 		ErrorHandler: func(w http.ResponseWriter, r *http.Request, err error) {
-			if !body.ended.Load() {
+			if body.failed.Load() != nil {
 				w.Header().Set("Connection", "close")
 			}
 			if errors.Is(err, errLeft) {
@@ -72,13 +71,11 @@ func (s *Shim) forward(w http.ResponseWriter, r *http.Request, rw *rewrite) {
 }
 
 // clientBody remembers why a request's body could not be read, which is not the
-// engine's fault. A connection whose body has not ended when the answer begins
-// is closed after it: a full-duplex server would take what is left of the body,
-// an image perhaps, for the next request.
+// engine's fault. A connection whose body has broken off is closed after the
+// answer: a full-duplex server would take what is left for the next request.
 type clientBody struct {
 	io.ReadCloser
 	client *http.ResponseController
-	left   int64 // bytes that were announced and not read; below 0 where none were
 	ended  atomic.Bool
 	failed atomic.Pointer[error]
 	engine atomic.Pointer[error] // why the engine went away before it answered
@@ -86,9 +83,8 @@ type clientBody struct {
 
 func (b *clientBody) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
-	b.left -= int64(n)
 	switch {
-	case err == io.EOF, b.left == 0: //nolint:errorlint // as every reader says it
+	case err == io.EOF: //nolint:errorlint // as every reader says it
 		b.ended.Store(true)
 	case err != nil:
 		b.failed.Store(&err)
