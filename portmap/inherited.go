@@ -116,12 +116,12 @@ func (h *heirs) settle() {
 // onlyWildcard is what Sockets binds for every address of this host: the zero Addr
 // is both families' by one socket, and 0.0.0.0 all there is without IPv6.
 var onlyWildcard = sync.OnceValue(func() netip.Addr {
-	ln, err := net.Listen("tcp", ":0")
+	c, err := net.ListenUDP("udp", nil) // which is chosen as for TCP
 	if err != nil {
 		return netip.Addr{}
 	}
-	defer ln.Close()
-	if ln.Addr().(*net.TCPAddr).IP.To4() != nil {
+	defer c.Close()
+	if c.LocalAddr().(*net.UDPAddr).IP.To4() != nil {
 		return netip.IPv4Unspecified()
 	}
 	return netip.Addr{}
