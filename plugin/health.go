@@ -15,8 +15,8 @@ import (
 )
 
 // stuckAfter is how long a task may take at a time: one that takes longer waits
-// for a kernel or a lock that does not answer.
-const stuckAfter = time.Minute
+// for a kernel or a lock that does not answer. The engine's calls give up later.
+const stuckAfter = 20 * time.Second
 
 // health is what the daemon knows of its own condition. The zero value is a
 // daemon that has not restored its state.

@@ -4,11 +4,13 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -66,20 +68,43 @@ type iptExec func(stdin string, args ...string) (stdout string, err error)
 
 // iptLockWait is how long a program waits for the lock of the legacy variant,
 // which all of them share, and iptRunWait how long it may take in all: ten
-// thousand rules are a second's work.
+// thousand rules are a second's work. Where one has got stuck the next get only
+// iptTiredWait, until one ends by itself: an engine's call needs several, and is
+// to fail with what is wrong before it takes too long itself.
 const (
-	iptLockWait = 10 * time.Second
-	iptRunWait  = time.Minute
+	iptLockWait  = 10 * time.Second
+	iptRunWait   = 20 * time.Second
+	iptTiredWait = 2 * time.Second
 )
 
-func iptRun(stdin string, args ...string) (string, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), iptRunWait)
+// iptRunner runs the programs of one family. The zero value is ready.
+type iptRunner struct{ tired atomic.Bool }
+
+func (r *iptRunner) run(stdin string, args ...string) (string, error) {
+	wait := iptRunWait
+	if r.tired.Load() {
+		wait = iptTiredWait
+	}
+	out, err := iptRunWithin(wait, stdin, args...)
+	r.tired.Store(errors.Is(err, context.DeadlineExceeded))
+	return out, err
+}
+
+// iptRunWithin kills the program when the time is over. It does not wait for
+// what the program has started and that still has its output open.
+func iptRunWithin(wait time.Duration, stdin string, args ...string) (string, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), wait)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
+	cmd.WaitDelay = time.Second
 	cmd.Env = append(cmd.Environ(), "LC_ALL=C")
 	var stdout, stderr bytes.Buffer
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(stdin), &stdout, &stderr
-	if err := cmd.Run(); err != nil {
+	err := cmd.Run()
+	if ctx.Err() != nil && err != nil {
+		err = fmt.Errorf("no end for %s; it was killed: %w", wait, ctx.Err())
+	}
+	if err != nil {
 		return "", newIPTError(args, stderr.String(), err)
 	}
 	return stdout.String(), nil
@@ -117,11 +142,13 @@ func openIPT(is4 bool, path string) (*iptTool, error) {
 	if a, b, c := ipt.GetIptablesVersion(); a < 1 || a == 1 && b < 8 {
 		return nil, fmt.Errorf("%s is version %d.%d.%d: 1.8.0 or newer is needed", path, a, b, c)
 	}
-	says, err := iptRun("", path, "-V")
+	t := &iptTool{is4: is4, path: path, run: new(iptRunner).run}
+	says, err := t.run("", path, "-V")
 	if err != nil {
 		return nil, err
 	}
-	return &iptTool{is4: is4, path: path, nft: strings.Contains(says, "nf_tables"), run: iptRun}, nil
+	t.nft = strings.Contains(says, "nf_tables")
+	return t, nil
 }
 
 // iptWait is iptLockWait as the programs want it.

@@ -326,7 +326,7 @@ func TestIPTParse(t *testing.T) {
 }
 
 func TestIPTError(t *testing.T) {
-	tool := &iptTool{is4: true, path: "iptables", run: iptRun}
+	tool := &iptTool{is4: true, path: "iptables", run: new(iptRunner).run}
 	err := tool.restore("*nat\n-A PORTOLAN-NOWHERE -j ACCEPT\nCOMMIT\n")
 	var e *IPTablesError
 	require.ErrorAs(t, err, &e)
@@ -337,9 +337,9 @@ func TestIPTError(t *testing.T) {
 	require.ErrorIs(t, newIPTError([]string{"iptables"}, "iptables v1.8.9 (nf_tables): Could not fetch rule set generation id: Permission denied (you must be root)\n", nil), syscall.EPERM)
 	require.ErrorIs(t, newIPTError([]string{"iptables"}, "Another app is currently holding the xtables lock.", nil), syscall.EAGAIN)
 
-	_, err = iptRun("", "/nowhere/iptables")
+	_, err = new(iptRunner).run("", "/nowhere/iptables")
 	require.ErrorIs(t, err, syscall.ENOENT)
-	_, err = iptRun("", "false")
+	_, err = new(iptRunner).run("", "false")
 	var exit *exec.ExitError
 	require.ErrorAs(t, err, &exit)
 }
@@ -358,7 +358,7 @@ func TestIPTUndo(t *testing.T) {
 		if fails && strings.Contains(stdin, "9090") {
 			return "", newIPTError(args, "No space left on device", syscall.ENOSPC)
 		}
-		return iptRun(stdin, args...)
+		return new(iptRunner).run(stdin, args...)
 	}
 	next := Publication{iptTarget, []Mapping{{Proto: TCP, HostPort: 9090, HostPortEnd: 9090, Port: 80}}}
 	require.ErrorIs(t, m.Map(next), syscall.ENOSPC)
