@@ -80,7 +80,7 @@ SOAK_MAPPER ?= nftables
 .PHONY: soak
 soak: deps ## ports that come and go under traffic, for SOAK=1h; SOAK_MAPPER=iptables
 	mkdir -p build
-	SOAK='$(SOAK)' SOAK_MAPPER='$(SOAK_MAPPER)' SOAK_LOG='$(CURDIR)/build/soak.md' go test -count=1 -v -timeout 24h -run '^TestSoak$$' ./e2e
+	SOAK='$(SOAK)' SOAK_MAPPER='$(SOAK_MAPPER)' SOAK_LOG='$(CURDIR)/build/soak.md' go test -tags soak -count=1 -v -timeout 24h -run '^Test(Soak|Stuck|Slow)' ./e2e
 
 .PHONY: compose
 compose: deps ## docker compose and buildx by the shim; builds both, minutes the first time
