@@ -82,6 +82,22 @@ soak: deps ## ports that come and go under traffic, for SOAK=1h; SOAK_MAPPER=ipt
 	mkdir -p build
 	SOAK='$(SOAK)' SOAK_MAPPER='$(SOAK_MAPPER)' SOAK_LOG='$(CURDIR)/build/soak.md' go test -tags soak -count=1 -v -timeout 24h -run '^Test(Soak|Stuck|Slow)' ./e2e
 
+# About an hour; a part of it: make crash CRASH=2/10
+CRASH ?= all
+
+.PHONY: crash
+crash: deps ## kill daemon and engine after every step, and start again (root)
+	PORTOLAN_CRASH='$(CRASH)' go test -count=1 -timeout 3h -run 'Crash$$' ./e2e
+
+.PHONY: storm
+storm: deps ## 200 containers started and removed at once, 20 rounds (root)
+	PORTOLAN_STORM=200x20 go test -count=1 -timeout 3h -run TestStorm ./e2e
+
+.PHONY: upgrade
+upgrade: deps ## the engine of the PATH gives its data to that of ENGINE=/dir (root)
+	@test -n '$(ENGINE)' || { echo 'usage: make upgrade ENGINE=/dir' >&2; exit 2; }
+	go test -count=1 -v -tags upgrade -run TestUpgrade ./e2e
+
 .PHONY: compose
 compose: deps ## docker compose and buildx by the shim; builds both, minutes the first time
 	./scripts/compose.sh
