@@ -5,12 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -114,6 +116,29 @@ func TestCheckPutsBackAnMTU(t *testing.T) {
 	require.NoError(t, err)
 	assert.Equal(t, []string{"bridge " + bridgeOf(3) + ": its MTU was changed"}, repaired)
 	assert.Equal(t, 1400, linkOf(t, bridgeOf(3)).Attrs().MTU)
+}
+
+// With a carrier the kernel gives the bridge a link-local address, once.
+func TestCheckPutsBackALinkLocalAddress(t *testing.T) {
+	r := twoNetworks(t)
+	require.NoError(t, netlink.LinkSetUp(linkOf(t, "pcd000000a00")))
+	linkLocal := func() (found string) {
+		addrs, err := netlink.AddrList(linkOf(t, bridgeOf(1)), netlink.FAMILY_V6)
+		require.NoError(t, err)
+		for _, a := range addrs {
+			if a.IP.IsLinkLocalUnicast() {
+				found += a.IPNet.String()
+			}
+		}
+		return found
+	}
+	require.Eventually(t, func() bool { return linkLocal() != "" }, 20*time.Second, 5*time.Millisecond)
+	before := linkLocal()
+	require.NoError(t, netlink.AddrDel(linkOf(t, bridgeOf(1)), &netlink.Addr{IPNet: ipNet(netip.MustParsePrefix(before))}))
+	repaired, err := r.Check(true)
+	require.NoError(t, err)
+	assert.Equal(t, []string{"bridge " + bridgeOf(1) + ": its link-local address was removed"}, repaired)
+	assert.Equal(t, before, linkLocal())
 }
 
 // Where the rules cannot be had, nothing is opened, whatever is missing.
