@@ -20,6 +20,7 @@ import (
 // programs docker, portolan, demo, host, neighbour and dial:
 //
 //	until [!] PROGRAM ARGS…     run it until it succeeds (fails)
+//	soon [!] PROGRAM ARGS…      the same, within repairTime
 //	daemon start [FLAGS…]       start the daemon; also stop, kill and restart
 //	daemon files N              daemons that start from now on may open N files
 //	daemon systemd              daemons that start from now on can store sockets
@@ -32,10 +33,14 @@ import (
 //	hostport VAR NAME PORT      set VAR to the host port of NAME's PORT, as 53/udp
 //	ports FILE                  portolan ls has these PORTS, in this order
 //	settings NAME FILE          portolan inspect has these NetworkSettings, as JSON
+//	firewalld start BACKEND     start a system bus and firewalld; also stop
+//	ufw ARGS…                   run ufw with a configuration of the script's own
+//	health [PROBLEM]            /Plugin.Health says that all is well, or that
 //	snapshot NAME               remember the state of the host's network
 //	same NAME                   it is that again
 var commands = map[string]func(*testscript.TestScript, bool, []string){
 	"until":    until,
+	"soon":     soon,
 	"daemon":   daemon,
 	"engine":   engine,
 	"machine":  machine,
@@ -47,6 +52,10 @@ var commands = map[string]func(*testscript.TestScript, bool, []string){
 	"same":     same,
 	"shim":     shim,
 	"both":     both,
+
+	"firewalld": firewalld,
+	"ufw":       ufw,
+	"health":    health,
 }
 
 // patience is how long scripts wait for what must come.
@@ -62,20 +71,24 @@ func arguments(ts *testscript.TestScript, neg bool, args []string, usage string)
 }
 
 func until(ts *testscript.TestScript, neg bool, args []string) {
+	poll(ts, neg, args, "until", patience)
+}
+
+func poll(ts *testscript.TestScript, neg bool, args []string, name string, within time.Duration) {
 	fails := len(args) > 0 && args[0] == "!"
 	if fails {
 		args = args[1:]
 	}
 	if neg || len(args) == 0 {
-		ts.Fatalf("usage: until [!] PROGRAM ARGS…")
+		ts.Fatalf("usage: %s [!] PROGRAM ARGS…", name)
 	}
 	h := hostOf(ts)
 	var stdout, stderr strings.Builder
-	err := enginetest.Poll(patience, func() error {
+	err := enginetest.Poll(within, func() error {
 		stdout.Reset()
 		stderr.Reset()
 		cmd := h.commandOf(ts, args...)
-		cmd.Stdout, cmd.Stderr = &stdout, &stderr
+		cmd.Dir, cmd.Stdout, cmd.Stderr = ts.Getenv("WORK"), &stdout, &stderr
 		err := cmd.Run()
 		switch {
 		case !fails:
@@ -88,7 +101,7 @@ func until(ts *testscript.TestScript, neg bool, args []string) {
 	fmt.Fprint(ts.Stdout(), stdout.String())
 	fmt.Fprint(ts.Stderr(), stderr.String())
 	if err != nil {
-		ts.Fatalf("until %s: %v", strings.Join(args, " "), err)
+		ts.Fatalf("%s %s: %v", name, strings.Join(args, " "), err)
 	}
 }
 

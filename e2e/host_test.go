@@ -39,6 +39,8 @@ type host struct {
 	shim   *enginetest.Process
 	before enginetest.Snapshot // before the first daemon
 	named  map[string]enginetest.Snapshot
+
+	firewalls firewalls
 }
 
 func newHost(t *testing.T) *host {
@@ -107,6 +109,7 @@ func (h *host) export(env *testscript.Env) {
 	for name, value := range vars {
 		h.setenv(name, value)
 	}
+	h.setenv("DBUS_SYSTEM_BUS_ADDRESS", h.engine.BusAddress())
 	env.Values[hostKey{}] = h
 }
 
