@@ -312,7 +312,7 @@ func (d *Driver) settingsDrift(n store.Network) (wrong []string) {
 		}
 	}
 	for _, f := range families {
-		if now, err := d.sys.read(f.path); f.needs(n) && err == nil && now == "0" && d.forwards(f, n) {
+		if now, err := d.sys.read(f.path); f.needs(n) && err == nil && now == "0" && d.forwards(n) {
 			wrong = append(wrong, f.path)
 		}
 	}
@@ -322,7 +322,7 @@ func (d *Driver) settingsDrift(n store.Network) (wrong []string) {
 
 // forwards says whether forwarding is kept on for n: where it may be turned on
 // at all, and something runs on the network. Others get it when they join.
-func (d *Driver) forwards(f family, n store.Network) bool {
+func (d *Driver) forwards(n store.Network) bool {
 	if !d.cfg.IPForward {
 		return false
 	}
