@@ -73,14 +73,16 @@ closed: deps ## the table of docs/guarantees.md: what Portolan and Docker's driv
 	@test -n '$(NEWER)' || { echo 'usage: make closed NEWER=/folder/of/a/newer/dockerd' >&2; exit 2; }
 	go test -count=1 -timeout 5m -run 'TestClosed$$' ./e2e -closed-table ../docs/guarantees.md -closed-newer '$(abspath $(NEWER))'
 
-# How long, and with which mapper; the log is build/soak.md.
+# All of it takes hours. How long the first part is, and with which mapper; its
+# log is build/soak.md.
 SOAK ?= 1h
 SOAK_MAPPER ?= nftables
 
 .PHONY: soak
-soak: deps ## ports that come and go under traffic, for SOAK=1h; SOAK_MAPPER=iptables
+soak: deps ## ports that come and go under traffic for SOAK=1h, SOAK_MAPPER=iptables; then storm and crash
 	mkdir -p build
 	SOAK='$(SOAK)' SOAK_MAPPER='$(SOAK_MAPPER)' SOAK_LOG='$(CURDIR)/build/soak.md' go test -tags soak -count=1 -v -timeout 24h -run '^Test(Soak|Stuck|Slow)' ./e2e
+	$(MAKE) storm crash
 
 # About an hour; a part of it: make crash CRASH=2/10
 CRASH ?= all
