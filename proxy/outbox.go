@@ -186,7 +186,11 @@ func (o *outbox) sendApart(fd, i int) {
 	}
 	for j := range m.count {
 		h.Iov = &o.iovs[m.first+j]
-		if sendmsg(fd, h) != nil && sendmsg(fd, h) != nil { // see send
+		err := sendmsg(fd, h)
+		if err != nil {
+			err = sendmsg(fd, h) // see send
+		}
+		if err != nil {
 			m.flow.count.add(datagramsDropped, 1)
 		}
 	}
