@@ -177,7 +177,10 @@ func (c *daemonConfig) run(ctx context.Context, log *slog.Logger) (err error) {
 	}
 	defer ln.Close() // the server has closed it, unless it never came so far
 
-	mapper, kind, reason, err := portmap.OpenMapper(c.mapper.value, log)
+	zones := firewalld.Open(firewalld.Config{Log: log, Present: portmap.FirewalldRules})
+	defer closing(&err, zones.Close)
+
+	mapper, kind, reason, err := portmap.OpenMapper(c.mapper.value, portmap.MapperConfig{Log: log, Settle: zones.Settle})
 	if err != nil {
 		return fmt.Errorf("open mapper %s: %w", c.mapper.value, err)
 	}
@@ -216,9 +219,6 @@ func (c *daemonConfig) run(ctx context.Context, log *slog.Logger) (err error) {
 			c.limits.drainFrom(publisher, log)
 		}
 	}()
-
-	zones := firewalld.Open(firewalld.Config{Log: log, Present: portmap.FirewalldRules})
-	defer closing(&err, zones.Close)
 
 	d := driver.New(driver.Config{
 		Zones:     zones,

@@ -27,7 +27,8 @@ import (
 // PORTOLAN-USER is the administrator's own. The
 // one thing that iptables has no word for is in the table of bridgeTable.
 type IPTables struct {
-	log *slog.Logger
+	log    *slog.Logger
+	settle func()
 
 	mu    sync.Mutex // guards below
 	ports *bridgeTable
@@ -43,6 +44,9 @@ type IPTablesConfig struct {
 	Log  *slog.Logger // nil is silent
 	IPv4 string       // the program; default iptables, in PATH
 	IPv6 string       // the program; default ip6tables, in PATH
+	// Settle is called before a repair. It waits for whoever writes this host's
+	// rules, who would find ours in the way. Nil waits for nobody.
+	Settle func()
 }
 
 var _ Mapper = (*IPTables)(nil)
@@ -51,9 +55,9 @@ var _ Mapper = (*IPTables)(nil)
 // AddNetwork. The error wraps exec.ErrNotFound where a program is missing;
 // ip6tables is not needed where the kernel has no IPv6.
 func NewIPTables(cfg IPTablesConfig) (*IPTables, error) {
-	m := &IPTables{log: cfg.Log, iptMirror: *newIPTMirror()}
-	if m.log == nil {
-		m.log = slog.New(slog.DiscardHandler)
+	m := &IPTables{log: orDiscard(cfg.Log), settle: cfg.Settle, iptMirror: *newIPTMirror()}
+	if m.settle == nil {
+		m.settle = func() {}
 	}
 	m.ports = newBridgeTable(m.log)
 	t, err := openIPT(true, cfg.IPv4)
@@ -266,6 +270,9 @@ func (m *IPTables) Check() (repaired bool, err error) {
 		if len(iptJumpEdits(have, m.have[i])) > 0 || !have.ours().sameSize(m.have[i]) {
 			repaired = true
 		}
+	}
+	if repaired {
+		m.settle()
 	}
 	if err := m.commitLocked(next, repaired); err != nil {
 		return false, fmt.Errorf("repair iptables rules: %w", err)

@@ -222,13 +222,13 @@ func TestFailedTransaction(t *testing.T) {
 func TestOpenMapper(t *testing.T) {
 	for name, want := range map[string]string{"": portmap.MapperNFTables, portmap.MapperAuto: portmap.MapperNFTables,
 		portmap.MapperNFTables: portmap.MapperNFTables, portmap.MapperIPTables: portmap.MapperIPTables} {
-		m, chosen, reason, err := portmap.OpenMapper(name, nil)
+		m, chosen, reason, err := portmap.OpenMapper(name, portmap.MapperConfig{})
 		require.NoError(t, err)
 		require.Equal(t, want, chosen, "%q", name)
 		require.NotEmpty(t, reason)
 		require.NoError(t, m.Close())
 	}
-	_, _, _, err := portmap.OpenMapper("ebtables", nil)
+	_, _, _, err := portmap.OpenMapper("ebtables", portmap.MapperConfig{})
 	require.EqualError(t, err, `unknown mapper "ebtables"; known are auto, nftables, iptables`)
 }
 

@@ -38,6 +38,7 @@ var zones = [...]string{"docker", "trusted"}
 const (
 	dialWithin  = 2 * time.Second
 	callWithin  = 3 * time.Second // firewalld answers no call while it reloads
+	settleWait  = 10 * time.Second
 	retryEvery  = 5 * time.Second
 	signalQueue = 16
 )
@@ -62,6 +63,11 @@ type Zones struct {
 	wanted map[string]bool
 	known  map[string]string // to the zone that the log has it in
 	hinted map[string]bool
+
+	settleWait time.Duration
+
+	asking sync.Mutex // guards below; held while Settle waits
+	asked  *dbus.Call // not answered yet
 }
 
 // Open asks for the system bus, once. A host without one has no firewalld that
@@ -70,7 +76,7 @@ func Open(cfg Config) *Zones {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	z := &Zones{cfg: cfg, wanted: map[string]bool{}, known: map[string]string{}, hinted: map[string]bool{}}
+	z := &Zones{cfg: cfg, wanted: map[string]bool{}, known: map[string]string{}, hinted: map[string]bool{}, settleWait: settleWait}
 	conn, err := dial()
 	if err != nil {
 		cfg.Log.Debug("no D-Bus, and so no way to ask firewalld", "err", err)
@@ -204,6 +210,37 @@ func (z *Zones) callLocked(method string, reply []any, args ...any) error {
 		return fmt.Errorf("ask firewalld to %s%v: %w", method, args, err)
 	}
 	return nil
+}
+
+// Settle waits until firewalld has ended what it does. While it loads its rules
+// it answers nobody, and who writes iptables rules meanwhile makes the programs
+// that it runs fail, and the reload with them. Where it is stuck, one caller
+// waits, for 10 s, and those after that do not.
+func (z *Zones) Settle() {
+	z.mu.Lock()
+	conn := z.conn
+	z.mu.Unlock()
+	if conn == nil {
+		return
+	}
+	z.asking.Lock()
+	defer z.asking.Unlock()
+	if z.asked != nil {
+		select {
+		case <-z.asked.Done:
+		default:
+			return
+		}
+	}
+	z.asked = conn.Object(busName, objectPath).Go(zoneMethod+"getZones", dbus.FlagNoAutoStart, make(chan *dbus.Call, 1))
+	late := time.NewTimer(z.settleWait)
+	defer late.Stop()
+	select {
+	case <-z.asked.Done:
+		z.asked = nil
+	case <-late.C:
+		z.cfg.Log.Warn("firewalld answers nobody; rules are repaired without waiting for it", "after", z.settleWait)
+	}
 }
 
 // Run follows firewalld until ctx ends: after a reload, a restart or a start it

@@ -192,6 +192,36 @@ func TestZonesOfOthers(t *testing.T) {
 	m.eventually("pl2", "docker")
 }
 
+// Who repairs waits for a firewalld that is busy, but not for ever, and not
+// again and again.
+func TestSettle(t *testing.T) {
+	m := newMachine(t)
+	z := Open(Config{Log: m.logger()})
+	m.follow(z)
+	z.Settle() // there is no firewalld
+	m.startFirewalld()
+	z.Settle()
+	settled := make(chan bool, 1)
+	settle := func() { z.Settle(); settled <- true }
+
+	require.NoError(t, m.firewalld.Process.Signal(syscall.SIGSTOP))
+	go settle()
+	assert.Never(t, func() bool { return len(settled) > 0 }, 500*time.Millisecond, 10*time.Millisecond)
+	require.NoError(t, m.firewalld.Process.Signal(syscall.SIGCONT))
+	<-settled
+	assert.NotContains(t, m.log.String(), "answers nobody")
+
+	require.NoError(t, m.firewalld.Process.Signal(syscall.SIGSTOP))
+	z.settleWait = 100 * time.Millisecond
+	z.Settle()
+	assert.Contains(t, m.log.String(), "firewalld answers nobody")
+	z.settleWait = time.Hour
+	z.Settle()
+	require.NoError(t, m.firewalld.Process.Signal(syscall.SIGCONT))
+	require.Eventually(t, func() bool { return exec.Command("firewall-cmd", "--state").Run() == nil }, 20*time.Second, 10*time.Millisecond)
+	z.Settle()
+}
+
 // Without a bus nothing happens, but for a hint where firewalld has rules.
 func TestZonesWithoutABus(t *testing.T) {
 	t.Setenv("DBUS_SYSTEM_BUS_ADDRESS", "unix:path=/nowhere")
