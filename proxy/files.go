@@ -21,26 +21,37 @@ const (
 
 // Files bounds the open files that the traffic of all proxies that share it may
 // take: half of the process's limit (RLIMIT_NOFILE), and none of what is kept
-// back. Clients then cannot take what publishing a port needs. The zero Files
-// is ready, and nil bounds nothing.
+// back. Clients then cannot take what publishing a port needs. Nor does one port
+// get more than half of what it leaves to all others (dynamic thresholds, as
+// switches share their buffers: Choudhury and Hahne, 1998): clients who fill one
+// port after the other leave a third less each time, and not nothing. The zero
+// Files is ready, and nil bounds nothing.
 type Files struct {
 	taken atomic.Int64
 }
 
 // take counts n files for the socket fd, which has just been opened and is one of
-// them. Where it is false there is no room, and nothing is counted.
-func (f *Files) take(n int64, fd int) bool {
+// them, of a port that has so many already. Where it is false there is no room,
+// and nothing is counted.
+func (f *Files) take(n, has int64, fd int) bool {
 	if f == nil {
 		return true
 	}
 	if KeptBack(fd) {
 		return false
 	}
-	if f.taken.Add(n) > int64(openFiles()/2) {
+	rest := int64(openFiles()/2) - f.taken.Add(n)
+	if rest < 0 || has > rest/2 {
 		f.taken.Add(-n)
 		return false
 	}
 	return true
+}
+
+// takePipe is take for a pipe, without which a connection does as well. The last
+// eighth is not for pipes.
+func (f *Files) takePipe(fd int) bool {
+	return f.take(filesOfPipe, int64(openFiles()/2/8/2), fd)
 }
 
 // Taken is how many files the traffic has now.

@@ -42,16 +42,18 @@ func fill(t *testing.T) {
 	}
 }
 
+// Half of the files are for connections, and no port gets more than half of what
+// it leaves to others: of 60 files, two ports get 16 each.
 func TestConnectionsTakeHalfOfTheFiles(t *testing.T) {
 	noLeaks(t)
 	limitFiles(t, 400)
-	const fit, others = 30, 400/2 - 30*filesOfConn
+	const fit, others = 16, 400/2 - 60
 	var files Files
 	files.taken.Store(others) // clients and backends are this process's as well
 	var log lineCount
 	backend := listenTCP(t, "tcp", "127.0.0.1")
 	var frontends []*TCP // they share it
-	for range 2 {
+	for range 3 {
 		p := ServeTCP(listenTCP(t, "tcp", "127.0.0.1"), to(addrPort(backend.Addr())), TCPConfig{Files: &files, Log: log.logger()})
 		t.Cleanup(func() { assert.NoError(t, p.Close()) })
 		frontends = append(frontends, p)
@@ -69,12 +71,21 @@ func TestConnectionsTakeHalfOfTheFiles(t *testing.T) {
 		requireRefused(t, addrPort(frontends[0].Addr()))
 	}
 	log.requireSparse(t, start)
+	requireRefused(t, addrPort(frontends[1].Addr()))
+
+	// A port that has none is served all the same.
+	one := dialTCP(t, addrPort(frontends[2].Addr()))
+	accepted := acceptTCP(t, backend)
+	write(t, accepted, "welcome")
+	requireRead(t, one, "welcome")
+	abortTCP(one)
+	eventually(t, func() bool { return files.taken.Load() == others+fit*filesOfConn }, "the files of a connection that has ended")
 
 	// One ends, and there is room for one.
 	require.NoError(t, clients[0].(*net.TCPConn).SetLinger(0))
 	require.NoError(t, clients[0].Close())
 	eventually(t, func() bool { return files.taken.Load() == others+(fit-1)*filesOfConn }, "the files of a connection that has ended")
-	c := dialTCP(t, addrPort(frontends[1].Addr()))
+	c := dialTCP(t, addrPort(frontends[0].Addr()))
 	b := acceptTCP(t, backend)
 	write(t, b, "welcome")
 	requireRead(t, c, "welcome")
@@ -114,23 +125,25 @@ func TestFlowsTakeHalfOfTheFiles(t *testing.T) {
 	p := startUDP(t, localPath("udp"), to(e.addr()), UDPConfig{Files: &files})
 	var log lineCount
 	others := startUDP(t, localPath("udp"), to(e.addr()), UDPConfig{Files: &files, Log: log.logger()})
-	files.taken.Store(100 - 3)
+	files.taken.Store(100 - 5)
 	var clients []*net.UDPConn
 	for range 5 {
 		c := clientUDP(t, localPath("udp"))
 		clients = append(clients, c)
 		exchange(t, c, addrPort(p.Addr()), []byte("hello"))
 	}
-	assert.Equal(t, 3, p.flowCount())
-	assert.Equal(t, int64(100), files.taken.Load())
+	assert.Equal(t, 2, p.flowCount(), "half of what is left to others")
+	assert.Equal(t, int64(97), files.taken.Load())
 	exchange(t, clients[0], addrPort(p.Addr()), []byte("again"))
 
-	// One that has no flow has none to drop.
+	// One that has no flow gets one, and has none to drop where nothing is left.
+	files.taken.Add(3)
 	sendUDP(t, clientUDP(t, localPath("udp")), addrPort(others.Addr()), []byte("lost"))
 	eventually(t, func() bool { return log.n.Load() == 1 }, "a line in the log")
 	require.NoError(t, p.Close())
-	eventually(t, func() bool { return files.taken.Load() == 97 }, "the files of flows that have ended")
-	exchange(t, clients[0], addrPort(others.Addr()), []byte("hello"))
+	files.taken.Add(-3)
+	eventually(t, func() bool { return files.taken.Load() == 95 }, "the files of flows that have ended")
+		exchange(t, clients[0], addrPort(others.Addr()), []byte("hello"))
 	require.NoError(t, others.Close())
-	assert.Equal(t, int64(97), files.taken.Load())
+	assert.Equal(t, int64(95), files.taken.Load())
 }

@@ -99,7 +99,8 @@ func asked(t *testing.T, front netip.AddrPort, backend *net.TCPListener) {
 
 // TestTCPOutlivesASlowLoris has 2,000 clients send half of a request and nothing
 // more, where the process may have 600 files: the port has its share of
-// connections, the rest is reset and counted, and another port is served.
+// connections, the rest is reset and counted, and another port is served, also
+// when others are attacked likewise.
 func TestTCPOutlivesASlowLoris(t *testing.T) {
 	noLeaks(t)
 	limitFiles(t, 600)
@@ -116,7 +117,16 @@ func TestTCPOutlivesASlowLoris(t *testing.T) {
 	requireValues(t, attacked, map[string]int{"connections": share, "connections_refused_total limit": clients - share})
 	asked(t, addrPort(other.Addr()), backend)
 	requireValues(t, other, map[string]int{"connections_total": 1, "connections_refused_total limit": 0, "connections_refused_total files": 0})
-	stop()
+	var more []func()
+	for range 7 {
+		p := ServeTCP(listenTCP(t, "tcp", "127.0.0.1"), to(queue(t)), TCPConfig{MaxConns: share, Files: &files})
+		t.Cleanup(func() { assert.NoError(t, p.Close()) })
+		more = append(more, startLoris(t, addrPort(p.Addr()), clients/10))
+	}
+	asked(t, addrPort(other.Addr()), backend)
+	for _, stop := range append(more, stop) {
+		stop()
+	}
 	requireValues(t, attacked, map[string]int{"connections": 0, "connections_total": share})
 }
 
@@ -128,7 +138,7 @@ func TestTCPOutlivesABurstBeyondTheFiles(t *testing.T) {
 	limitFiles(t, 400)
 	const clients = 1000
 	var files Files
-	most := MostConns()
+	most := MostConns()/3 + 1 // half of what it leaves
 	backend, to := listenTCP(t, "tcp", "127.0.0.1"), to(queue(t))
 	var moved bool
 	p := ServeTCP(listenTCP(t, "tcp", "127.0.0.1"), func(local netip.AddrPort) (netip.AddrPort, bool) {

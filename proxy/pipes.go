@@ -24,7 +24,7 @@ type pipes []*pipe
 func (ps *pipes) borrow(files *Files) *pipe {
 	if n := len(*ps); n > 0 {
 		p := (*ps)[n-1]
-		if !files.take(filesOfPipe, p.w) {
+		if !files.takePipe(p.w) {
 			return nil
 		}
 		*ps = (*ps)[:n-1]
@@ -35,7 +35,7 @@ func (ps *pipes) borrow(files *Files) *pipe {
 		return nil
 	}
 	p := &pipe{r: ends[0], w: ends[1]}
-	if !files.take(filesOfPipe, p.w) {
+	if !files.takePipe(p.w) {
 		p.close()
 		return nil
 	}
