@@ -9,7 +9,6 @@ import (
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
 	"github.com/google/nftables/userdata"
-	"github.com/google/nftables/xt"
 
 	"github.com/portolan/portolan/internal/fault"
 )
@@ -22,7 +21,8 @@ const DockerUserChain = "DOCKER-USER"
 // have been changed by the engine or the administrator a moment later.
 const ensureTries = 3
 
-// dockerUserComment marks our rule there.
+// dockerUserComment marks our rule there, also where iptables-save and
+// iptables-restore (iptables-persistent) have made it one of theirs.
 const dockerUserComment = "portolan: accepted by table inet portolan"
 
 // dockerUser keeps one rule in DOCKER-USER of each family that has it: packets
@@ -40,7 +40,7 @@ const dockerUserComment = "portolan: accepted by table inet portolan"
 // chain along, or the chain too, and leaves the policy. Both are put back, as
 // Docker would make them.
 type dockerUser struct {
-	conn *nftables.Conn
+	conn *nftConn
 	log  *slog.Logger
 	seen map[nftables.TableFamily]bool      // families that had the chain with a way to it
 	away map[nftables.TableFamily]time.Time // since when it has been missing there
@@ -50,7 +50,7 @@ type dockerUser struct {
 // and puts it back, in two steps, whenever a network is made.
 const wayAway = 500 * time.Millisecond
 
-func newDockerUser(conn *nftables.Conn, log *slog.Logger) *dockerUser {
+func newDockerUser(conn *nftConn, log *slog.Logger) *dockerUser {
 	return &dockerUser{conn, log, map[nftables.TableFamily]bool{}, map[nftables.TableFamily]time.Time{}}
 }
 
@@ -99,24 +99,24 @@ func (d *dockerUser) ensureFamily(family nftables.TableFamily, wanted bool) (cha
 	if err != nil {
 		return false, err
 	}
-	rules, err := d.conn.GetRules(table, chain)
+	rules, err := d.conn.kernelRules(table, DockerUserChain)
 	if err != nil {
 		return false, err
 	}
-	var ours, live []*nftables.Rule // live: those that a packet can come to
-	var next *nftables.Rule         // the RETURN that ends them
+	var ours, live []kernelRule // live: those that a packet can come to
+	var next *kernelRule        // the RETURN that ends them
 	for _, r := range rules {
-		if isDockerUserRule(r) {
+		if r.comment() == dockerUserComment {
 			ours = append(ours, r)
 		}
-		if next == nil && isPlainReturn(r) {
-			next = r
+		if next == nil && r.isPlain(expr.Verdict{Kind: expr.VerdictReturn}) {
+			next = &r
 		}
 		if next == nil {
 			live = append(live, r)
 		}
 	}
-	placed := len(live) > 0 && isDockerUserRule(live[len(live)-1])
+	placed := len(live) > 0 && live[len(live)-1].comment() == dockerUserComment
 	if wanted && placed && len(ours) == 1 || !wanted && len(ours) == 0 {
 		if led {
 			return true, d.conn.Flush()
@@ -124,14 +124,14 @@ func (d *dockerUser) ensureFamily(family nftables.TableFamily, wanted bool) (cha
 		return false, nil
 	}
 	for _, r := range ours {
-		if err := d.conn.DelRule(r); err != nil {
+		if err := d.conn.DelRule(&nftables.Rule{Table: table, Chain: chain, Handle: r.handle}); err != nil {
 			return false, err
 		}
 	}
 	if wanted {
 		rule := dockerUserRule(table, chain)
 		if next != nil {
-			rule.Position = next.Handle
+			rule.Position = next.handle
 			d.conn.InsertRule(rule)
 		} else {
 			d.conn.AddRule(rule)
@@ -148,11 +148,11 @@ func (d *dockerUser) leadThere(family nftables.TableFamily, table *nftables.Tabl
 	if forward == nil {
 		return false, nil
 	}
-	rules, err := d.conn.GetRules(table, forward)
+	rules, err := d.conn.kernelRules(table, forward.Name)
 	if err != nil {
 		return false, err
 	}
-	if slices.ContainsFunc(rules, leadsToDockerUser) {
+	if slices.ContainsFunc(rules, kernelRule.leadsToDockerUser) {
 		d.seen[family] = true
 		delete(d.away, family)
 		return false, nil
@@ -195,9 +195,9 @@ func wayToDockerUser(table *nftables.Table, forward *nftables.Chain) *nftables.R
 	}}
 }
 
-func leadsToDockerUser(r *nftables.Rule) bool {
-	return slices.ContainsFunc(r.Exprs, func(e expr.Any) bool {
-		v, ok := e.(*expr.Verdict)
+func (r kernelRule) leadsToDockerUser() bool {
+	return slices.ContainsFunc(r.exprs, func(e kernelExpr) bool {
+		v, ok := e.verdict()
 		return ok && v.Kind == expr.VerdictJump && v.Chain == DockerUserChain
 	})
 }
@@ -206,32 +206,14 @@ func drops(c *nftables.Chain) bool {
 	return c != nil && c.Policy != nil && *c.Policy == nftables.ChainPolicyDrop
 }
 
-// isDockerUserRule knows our rule by its comment, also where iptables-save and
-// iptables-restore (iptables-persistent) have made it one of theirs.
-func isDockerUserRule(r *nftables.Rule) bool {
-	if s, ok := userdata.GetString(r.UserData, userdata.TypeComment); ok && s == dockerUserComment {
-		return true
-	}
-	return slices.ContainsFunc(r.Exprs, func(e expr.Any) bool {
-		m, ok := e.(*expr.Match)
-		if !ok || m.Name != "comment" {
-			return false
+// isPlain matches a rule that is v without a condition.
+func (r kernelRule) isPlain(v expr.Verdict) bool {
+	for _, e := range r.exprs {
+		if e.name == "counter" {
+			continue
 		}
-		text, ok := m.Info.(*xt.Comment)
-		return ok && string(*text) == dockerUserComment
-	})
-}
-
-// isPlainReturn matches `-j RETURN` without a condition.
-func isPlainReturn(r *nftables.Rule) bool {
-	for _, e := range r.Exprs {
-		switch e := e.(type) {
-		case *expr.Counter:
-		case *expr.Verdict:
-			return e.Kind == expr.VerdictReturn
-		default:
-			return false
-		}
+		got, ok := e.verdict()
+		return ok && got == v
 	}
 	return false
 }

@@ -72,6 +72,44 @@ func TestDockerUserBeforeReturn(t *testing.T) {
 	assert.Equal(t, []string{"DROP"}, order())
 }
 
+// Rules that google/nftables cannot read, or of which it leaves out the
+// condition, are the administrator's all the same.
+func TestDockerUserRulesOfNFT(t *testing.T) {
+	nft := func(args ...string) string {
+		t.Helper()
+		out, err := exec.Command("nft", args...).CombinedOutput()
+		require.NoError(t, err, "%s", out)
+		return string(out)
+	}
+	nft("add", "table", "ip", "filter")
+	t.Cleanup(func() { nft("delete", "table", "ip", "filter") })
+	nft("add", "chain", "ip", "filter", portmap.DockerUserChain)
+	rules := []string{"ct original ip daddr 203.0.113.7 drop", "ipsec in reqid 7 return", "ct reply ip saddr 203.0.113.8 drop"}
+	for _, r := range rules {
+		nft("add", "rule", "ip", "filter", portmap.DockerUserChain, r)
+	}
+	m := openNFTables(t)
+	t.Cleanup(func() { assert.NoError(t, m.Close()) })
+	require.NoError(t, m.AddNetwork(portmap.Network{ID: "n1", Bridge: "plbr9", Subnet4: netip.MustParsePrefix("10.9.0.0/24")}))
+	list := func() (rules []string) {
+		for line := range strings.Lines(nft("list", "chain", "ip", "filter", portmap.DockerUserChain)) {
+			if line = strings.TrimSpace(line); strings.Contains(line, "accept") {
+				rules = append(rules, "ours")
+			} else if strings.HasSuffix(line, "drop") || strings.HasSuffix(line, "return") {
+				rules = append(rules, line)
+			}
+		}
+		return rules
+	}
+	assert.Equal(t, append(rules, "ours"), list())
+	nft("add", "rule", "ip", "filter", portmap.DockerUserChain, rules[0])
+	_, err := m.Check()
+	require.NoError(t, err)
+	assert.Equal(t, append(rules, rules[0], "ours"), list())
+	require.NoError(t, m.RemoveNetwork("n1"))
+	assert.Equal(t, append(rules, rules[0]), list())
+}
+
 // iptables-persistent saves our rule and restores it as one of iptables' own.
 func TestDockerUserRuleOfIPTablesRestore(t *testing.T) {
 	iptables := func(script string) string {

@@ -63,7 +63,7 @@ func NewNFTables(log *slog.Logger) (*NFTables, error) {
 		return nil, fmt.Errorf("list nftables tables: %w", err)
 	}
 	return &NFTables{
-		log: orDiscard(log), docker: newDockerUser(conn.Conn, orDiscard(log)), user: userTable{conn.Conn, orDiscard(log)}, ports: newBridgeTable(orDiscard(log)),
+		log: orDiscard(log), docker: newDockerUser(conn, orDiscard(log)), user: userTable{conn.Conn, orDiscard(log)}, ports: newBridgeTable(orDiscard(log)),
 		conn: conn, nftMirror: newNFTMirror(),
 	}, nil
 }

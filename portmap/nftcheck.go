@@ -115,7 +115,7 @@ func (c *nftConn) hasChains(want []nftChain) (bool, error) {
 		if !slices.ContainsFunc(got, func(g *nftables.Chain) bool { return g.Table.Name == Table && g.Name == ch.name }) {
 			return false, nil
 		}
-		rules, err := c.ruleCounters(ch.name)
+		rules, err := c.kernelRules(c.table, ch.name)
 		if err != nil {
 			return false, err
 		}

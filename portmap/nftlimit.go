@@ -187,7 +187,7 @@ func (m *NFTables) Drops() (ds []Drop, err error) {
 		if !p.limits() {
 			continue
 		}
-		rules, err := m.conn.ruleCounters(chainLimit(p.Endpoint))
+		rules, err := m.conn.kernelRules(m.conn.table, chainLimit(p.Endpoint))
 		if err != nil {
 			return nil, err
 		}
@@ -196,7 +196,7 @@ func (m *NFTables) Drops() (ds []Drop, err error) {
 			continue // somebody else has changed them, and Check puts them back
 		}
 		for i, r := range rules {
-			ds = append(ds, Drop{p.Endpoint, limited[i], r.packets})
+			ds = append(ds, Drop{p.Endpoint, limited[i], r.packets()})
 		}
 	}
 	return ds, nil

@@ -328,7 +328,6 @@ func kernelShape(t *testing.T) map[string]int {
 	require.NoError(t, err)
 	defer func() { require.NoError(t, c.CloseLasting()) }()
 	table := c.table
-	defer func() { c.table = table }()
 	shape := map[string]int{}
 	for prefix, family := range map[string]nftables.TableFamily{"chain ": table.Family, "bridge chain ": nftables.TableFamilyBridge} {
 		chains, err := c.ListChainsOfTableFamily(family)
@@ -337,8 +336,7 @@ func kernelShape(t *testing.T) map[string]int {
 			if ch.Table.Name != Table {
 				continue
 			}
-			c.table = ch.Table
-			rules, err := c.ruleCounters(ch.Name)
+			rules, err := c.kernelRules(ch.Table, ch.Name)
 			require.NoError(t, err)
 			shape[prefix+ch.Name] = len(rules)
 		}
