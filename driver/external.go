@@ -57,13 +57,13 @@ func (d *Driver) publish(ctx context.Context, r programRequest) error {
 	if err := prepare(bindings, n, t); err != nil {
 		return err
 	}
-	put := func(exposed []portmap.ExposedPort, gateway bool, ms []portmap.Mapping) error {
+	put := func(exposed []portmap.ExposedPort, gateway bool, ms, parked []portmap.Mapping) error {
 		_, err := d.store.UpdateEndpoint(ep.ID, func(e *store.Endpoint) {
-			e.Exposed, e.Gateway, e.Mappings = exposed, gateway, ms
+			e.Exposed, e.Gateway, e.Mappings, e.Parked = exposed, gateway, ms, parked
 		})
 		return err
 	}
-	record := func(ms []portmap.Mapping) error { return put(exposed, !n.Internal, ms) }
+	record := func(ms []portmap.Mapping) error { return put(exposed, !n.Internal, ms, nil) }
 	if len(bindings) == 0 && len(ep.Mappings) == 0 {
 		return record(nil)
 	}
@@ -71,16 +71,16 @@ func (d *Driver) publish(ctx context.Context, r programRequest) error {
 		if n.HostBinding4.IsValid() && errors.Is(err, unix.EADDRNOTAVAIL) {
 			err = fmt.Errorf("%w (ports without a host address are published on %s, as the network was created with -o %s)", err, n.HostBinding4, optHostBinding)
 		}
-		return errors.Join(err, put(ep.Exposed, ep.Gateway, ep.Mappings))
+		return errors.Join(err, put(ep.Exposed, ep.Gateway, ep.Mappings, ep.Parked))
 	}
 	return d.dispossess(ep)
 }
 
-// dispossess records that what other endpoints of ep's sandbox published has
-// moved to ep. An engine that was restarted does not revoke it before.
+// dispossess records that what other endpoints of ep's sandbox published, or
+// keep for it, has moved to ep. An engine that was restarted does not revoke it before.
 func (d *Driver) dispossess(ep store.Endpoint) error {
 	for _, other := range d.store.EndpointsOf(ep.Sandbox) {
-		if other.ID == ep.ID || len(other.Mappings) == 0 {
+		if other.ID == ep.ID || len(other.Mappings)+len(other.Parked) == 0 {
 			continue
 		}
 		if err := d.store.RetireEndpoint(other.ID, publishNothing); err != nil {
@@ -94,12 +94,24 @@ func (d *Driver) dispossess(ep store.Endpoint) error {
 // success.
 func (d *Driver) revokeExternal(ctx context.Context, r endpointRequest) (nothing, error) {
 	return d.teardown(ctx, "unpublish ports of", r, func(ep store.Endpoint) error {
-		err := d.store.RetireEndpoint(ep.ID, publishNothing)
+		err := d.store.RetireEndpoint(ep.ID, func(e *store.Endpoint) {
+			parked := keptBy(e)
+			publishNothing(e)
+			e.Parked = parked
+		})
 		return errors.Join(d.pub.Unpublish(ep.ID), err)
 	})
 }
 
-func publishNothing(e *store.Endpoint) { e.Gateway, e.Mappings = false, nil }
+// keptBy is what e's sandbox keeps if e publishes no longer.
+func keptBy(e *store.Endpoint) []portmap.Mapping {
+	if len(e.Mappings) > 0 {
+		return e.Mappings
+	}
+	return e.Parked
+}
+
+func publishNothing(e *store.Endpoint) { e.Gateway, e.Mappings, e.Parked = false, nil, nil }
 
 // prepare fills in the network's default host address, and refuses host
 // addresses that only clients of the other family have a use for: from other

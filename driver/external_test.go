@@ -189,6 +189,51 @@ func TestGatewayMoves(t *testing.T) {
 	}
 }
 
+// What the sandbox keeps while none of its endpoints publishes is on record, by
+// whichever of them is there, until one publishes again.
+func TestParkedPortsAreOnRecord(t *testing.T) {
+	r := newRig(t)
+	parked := func(e int) (ports []string) {
+		ep, _ := r.store.Endpoint(id(e))
+		for _, m := range ep.Parked {
+			ports = append(ports, m.String())
+		}
+		return ports
+	}
+	const port = "40000->53/udp"
+	r.ok("CreateNetwork", networkOf(1, false, nil))
+	r.ok("CreateNetwork", networkOf(2, false, nil))
+	r.run(1, 10, 2, false, "/sb")
+	r.ok("ProgramExternalConnectivity", programOf(1, 10, udp("", 0, 53)))
+	r.run(2, 20, 2, false, "/sb")
+	r.ok("RevokeExternalConnectivity", endpointOf(1, 10))
+	assert.Empty(t, r.published(10))
+	assert.Equal(t, []string{port}, parked(10))
+	r.ok("RevokeExternalConnectivity", endpointOf(1, 10))
+	assert.Equal(t, []string{port}, parked(10), "again")
+	r.pub.fail = errors.New("no")
+	r.refused("ProgramExternalConnectivity", programOf(1, 10, udp("", 0, 53)))
+	r.pub.fail = nil
+	assert.Equal(t, []string{port}, parked(10), "it failed")
+	r.ok("Leave", endpointOf(1, 10))
+	assert.Empty(t, parked(10))
+	assert.Equal(t, []string{port}, parked(20))
+	r.ok("ProgramExternalConnectivity", programOf(2, 20, udp("", 0, 53)))
+	assert.Equal(t, []string{port}, r.published(20))
+	assert.Empty(t, parked(20))
+
+	// An endpoint that joins inherits nothing that is published.
+	r.run(1, 11, 3, false, "/sb")
+	r.ok("RevokeExternalConnectivity", endpointOf(2, 20))
+	r.ok("ProgramExternalConnectivity", programOf(1, 11, udp("", 0, 53)))
+	assert.Empty(t, parked(20))
+	r.ok("Leave", endpointOf(2, 20))
+	assert.Empty(t, parked(11))
+	r.ok("Leave", endpointOf(1, 11))
+	assert.Empty(t, parked(11))
+	assert.Empty(t, r.pub.heldBy)
+}
+
 // DeleteEndpoint alone does all of it.
 func TestDeleteEndpointImpliesLeave(t *testing.T) {
 	r := newRig(t)

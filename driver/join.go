@@ -91,14 +91,27 @@ func (d *Driver) takeOut(ep store.Endpoint) error {
 	if ep.Sandbox == "" {
 		return err
 	}
-	err = errors.Join(err, d.store.RetireEndpoint(ep.ID, func(e *store.Endpoint) { bury(e, d.clock.now()) }))
 	// The host ports are the sandbox's: an endpoint that inherits them may
 	// still be there, and be told so only after this.
-	others := slices.ContainsFunc(d.store.EndpointsOf(ep.Sandbox), func(e store.Endpoint) bool { return e.ID != ep.ID })
-	if !others {
+	others := slices.DeleteFunc(d.store.EndpointsOf(ep.Sandbox), func(e store.Endpoint) bool { return e.ID == ep.ID })
+	if len(others) > 0 {
+		err = errors.Join(err, d.bequeath(ep, others))
+	}
+	err = errors.Join(err, d.store.RetireEndpoint(ep.ID, func(e *store.Endpoint) { bury(e, d.clock.now()) }))
+	if len(others) == 0 {
 		err = errors.Join(err, d.pub.Release(ep.Sandbox))
 	}
 	return err
+}
+
+// bequeath records that others of ep's sandbox keep what ep kept for it.
+func (d *Driver) bequeath(ep store.Endpoint, others []store.Endpoint) error {
+	kept := keptBy(&ep)
+	published := slices.ContainsFunc(others, func(e store.Endpoint) bool { return len(e.Mappings) > 0 })
+	if len(kept) == 0 || published {
+		return nil
+	}
+	return d.store.RetireEndpoint(others[0].ID, func(e *store.Endpoint) { e.Parked = slices.Clone(kept) })
 }
 
 // forgetEndpoint clears the host's neighbour table of it.

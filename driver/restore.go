@@ -51,9 +51,12 @@ func (d *Driver) Restore() error {
 		rules = append(rules, n.Network)
 	}
 	for _, ep := range live {
-		if ep.Gateway && len(ep.Mappings) > 0 {
+		if !ep.Gateway {
+			ep.Mappings = nil
+		}
+		if len(ep.Mappings)+len(ep.Parked) > 0 {
 			pub := portmap.Publication{Target: target(built[ep.Network], ep), Mappings: ep.Mappings}
-			runs = append(runs, portmap.Run{Sandbox: ep.Sandbox, Publication: pub})
+			runs = append(runs, portmap.Run{Sandbox: ep.Sandbox, Publication: pub, Parked: ep.Parked})
 		}
 	}
 	// Mappers keep the guard over a Load, so that it comes with the rules.

@@ -64,6 +64,17 @@ func (a *Allocator) Exact(m Mapping, sandbox string) ([]lease, error) {
 	return leases, nil
 }
 
+// park takes those ports of m that no other sandbox holds, and has no socket for
+// them.
+func (a *Allocator) park(m Mapping, sandbox string) (leases []lease) {
+	for i := range m.Len() {
+		if one := m.at(i); a.take(one, sandbox) == nil {
+			leases = append(leases, lease{Mapping: one, held: true, Socket: noSocket()})
+		}
+	}
+	return leases
+}
+
 func (a *Allocator) take(m Mapping, sandbox string) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()

@@ -79,7 +79,7 @@ func (p *hostPort) park() error {
 	err := p.close()
 	p.proxy, p.parked = nil, true
 	if p.block == nil {
-		p.Socket = &Socket{sctp: -1}
+		p.Socket = noSocket()
 	}
 	return err
 }

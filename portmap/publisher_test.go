@@ -445,6 +445,35 @@ func TestRestore(t *testing.T) {
 	requireFree(t, "tcp", ":40000")
 }
 
+// TestRestoreParked: the numbers of a sandbox that publishes nothing when the
+// process ends are its own after it, too, and others may bind them.
+func TestRestoreParked(t *testing.T) {
+	r := newRig(t, nil)
+	before := portmap.OpenSockets(t)
+	parked := portmaptest.Mappings(t, "40000->80", "40001->81", "40010->53/udp", "127.0.0.1:40020->90")
+	require.NoError(t, r.Restore([]portmap.Network{rigNet}, []portmap.Run{
+		{Sandbox: "s1", Publication: portmap.Publication{Target: target("e1", 2)}, Parked: parked},
+		{Sandbox: "s2", Publication: portmap.Publication{Target: target("e2", 3), Mappings: portmaptest.Mappings(t, "40001->80")}},
+		{Sandbox: "s2", Publication: portmap.Publication{Target: target("e5", 3)}, Parked: portmaptest.Mappings(t, "41000->80")},
+	}))
+	r.requireMapped("e2 40001->80")
+	requireFree(t, "tcp", ":40000")
+	requireFree(t, "udp", ":40010")
+	requireFree(t, "tcp", ":41000")
+	portmap.RequireSockets(t, before+1)
+
+	_, err := r.Publish("s3", target("e3", 4), bindings(t, "40000:80"), recordNothing)
+	require.ErrorIs(t, err, portmap.ErrPortInUse)
+	got := r.publish("s1", target("e1", 2), "80", "81", "53/udp", "127.0.0.1::90")
+	require.Contains(t, got, "40000->80")
+	require.Contains(t, got, "40010->53/udp")
+	require.Contains(t, got, "127.0.0.1:40020->90")
+	require.NotContains(t, got, "40001->81", "another's")
+	require.NoError(t, r.Release("s1"))
+	require.NoError(t, r.Release("s2"))
+	portmap.RequireSockets(t, before)
+}
+
 // TestRestoreRetries gets a port back from the middle of a range, and keeps what
 // cannot be mapped.
 func TestRestoreRetries(t *testing.T) {

@@ -8,10 +8,12 @@ import (
 	"github.com/portolan/portolan/internal/fault"
 )
 
-// Run is what one sandbox published when an earlier process last wrote it down.
+// Run is what one endpoint of a sandbox published when an earlier process last
+// wrote it down, or what it keeps for the sandbox's next gateway.
 type Run struct {
 	Sandbox string
 	Publication
+	Parked []Mapping
 }
 
 // Restore takes up what an earlier process left: it reserves the host ports of
@@ -33,6 +35,11 @@ func (p *Publisher) Restore(nets []Network, runs []Run) error {
 		}
 		p.unlock(s)
 	}
+	for _, r := range runs {
+		s := p.lock(r.Sandbox)
+		p.keepParked(s, r.Target, r.Parked)
+		p.unlock(s)
+	}
 	fault.Point("restore reserved")
 	if err := p.cfg.Mapper.Load(nets, pubs); err != nil {
 		return err
@@ -42,7 +49,9 @@ func (p *Publisher) Restore(nets []Network, runs []Run) error {
 	fault.Point("restore flushed")
 	for _, r := range runs {
 		s := p.lock(r.Sandbox)
-		p.serve(s)
+		if s.pub.Endpoint != "" {
+			p.serve(s)
+		}
 		p.unlock(s)
 	}
 	p.heirs.settle()
@@ -62,6 +71,26 @@ func (p *Publisher) regain(s *sandbox, pub Publication, ms []Mapping) {
 	s.lost = joinMappings(s.lost)
 	s.pub = Publication{pub.Target, mappingsOf(s.ports)}
 	p.claim("", pub.Endpoint, s.id)
+}
+
+// keepParked keeps other containers off the numbers that s had, as Unpublish
+// does, unless it publishes. Not so those of long ranges, which are always asked
+// for by number.
+func (p *Publisher) keepParked(s *sandbox, t Target, ms []Mapping) {
+	if s.pub.Endpoint != "" {
+		return
+	}
+	for _, m := range ms {
+		held := Publication{t, []Mapping{m}}.Held()
+		if len(held) == 0 || p.blocks.wants(m) {
+			continue
+		}
+		ports := asked(p.allocators[m.Proto].park(held[0], s.id), m.HostIP)
+		for _, port := range ports {
+			port.parked = true
+		}
+		s.ports = append(s.ports, ports...)
+	}
 }
 
 // reserveParts reserves m in the largest parts that are free, and returns the

@@ -85,6 +85,9 @@ type Endpoint struct {
 	// (ProgramExternalConnectivity), not to revoke.
 	Gateway  bool     `json:"gateway,omitempty"`
 	Mappings Mappings `json:"mappings,omitempty"`
+	// Parked are the mappings whose host ports the sandbox keeps while none of
+	// its endpoints publishes: those of the one that was its gateway last.
+	Parked Mappings `json:"parked,omitempty"`
 }
 
 func (e Endpoint) key() string { return e.ID }
@@ -96,6 +99,7 @@ func (e Endpoint) clone() Endpoint {
 	}
 	e.Exposed = slices.Clone(e.Exposed)
 	e.Mappings = slices.Clone(e.Mappings)
+	e.Parked = slices.Clone(e.Parked)
 	return e
 }
 
