@@ -65,7 +65,7 @@ fuzz: deps ## every decoder with bad input, 5 seconds each (root)
 
 .PHONY: e2e
 e2e: deps plugin ## tests against private engines (root); ENGINE=/dir has their dockerd
-	go test -count=1 -timeout 60m $(E2E)
+	go test -count=1 -timeout 60m -parallel $$(($$(nproc) + 1)) $(E2E)
 
 # Beside Docker's own driver: make closed NEWER=/dir has a newer dockerd.
 .PHONY: closed

@@ -37,6 +37,7 @@ func asNobody(f func() error) func() error {
 // Neither the daemon nor the shim has anything to say to another user, and none
 // can read what the daemon keeps.
 func TestClosedSockets(t *testing.T) {
+	t.Parallel()
 	h := newHost(t)
 	h.export(&testscript.Env{Values: map[any]any{}})
 	require.NoError(t, os.Chmod(h.engine.Dir, 0o755)) // as /run is

@@ -13,6 +13,7 @@ import (
 // still ran, and tells no driver: what it forgot holds nothing, and what a user
 // does next works at once.
 func TestEngineCrash(t *testing.T) {
+	t.Parallel()
 	for _, mapper := range []string{"nftables", "iptables"} {
 		t.Run(mapper, func(t *testing.T) {
 			t.Parallel()

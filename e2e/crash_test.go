@@ -133,6 +133,7 @@ var (
 // and the report are those of the containers that run, as after an undisturbed
 // run, and what failed can be done again at once.
 func TestCrash(t *testing.T) {
+	t.Parallel()
 	for _, mapper := range []string{"nftables", "iptables"} {
 		t.Run(mapper, func(t *testing.T) {
 			t.Parallel()

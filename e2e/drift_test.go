@@ -27,6 +27,7 @@ const repairTime = 2 * time.Second
 // Where the kernel keeps the table, which is what an nftables mapper has from
 // Linux 6.9 on, nothing opens.
 func TestKept(t *testing.T) {
+	t.Parallel()
 	run(t, "testdata/kept", func(h *host) error { return h.startDaemon("nftables") })
 }
 

@@ -1,7 +1,7 @@
 // Package e2e tests Portolan with real Docker engines and real packets.
 //
 // Each script of testdata has an engine, a daemon and a neighbour of its own
-// and runs once for each mapper; commands_test.go has the commands that scripts
+// and runs once for each mapper, those of testdata/once with nftables alone; commands_test.go has the commands that scripts
 // know beside those of testscript. Whatever a script does, at its end nothing
 // may be left.
 package e2e
@@ -53,15 +53,20 @@ func build() error {
 }
 
 func TestNFTables(t *testing.T) {
-	run(t, "testdata", func(h *host) error { return h.startDaemon("nftables") })
+	t.Parallel()
+	for _, dir := range []string{"testdata", "testdata/once"} {
+		run(t, dir, func(h *host) error { return h.startDaemon("nftables") })
+	}
 }
 
 func TestIPTables(t *testing.T) {
+	t.Parallel()
 	run(t, "testdata", func(h *host) error { return h.startDaemon("iptables") })
 }
 
 // The managed plugin is what `make plugin` has put into build/plugin.
 func TestManaged(t *testing.T) {
+	t.Parallel()
 	plugin, err := filepath.Abs("../build/plugin")
 	require.NoError(t, err)
 	require.FileExists(t, filepath.Join(plugin, "config.json"), "make plugin makes it")
@@ -74,6 +79,7 @@ func TestManaged(t *testing.T) {
 
 // An engine may have our proxy in place of docker-proxy, for its own networks.
 func TestUserlandProxy(t *testing.T) {
+	t.Parallel()
 	run(t, "testdata/userland-proxy", func(h *host) error {
 		program := filepath.Join(programs, "portolan-proxy")
 		h.setenv("PROXY", program)

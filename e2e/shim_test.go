@@ -21,7 +21,10 @@ import (
 )
 
 // What the shim does does not depend on the mapper.
-func TestShim(t *testing.T) { runShim(t, "testdata/shim") }
+func TestShim(t *testing.T) {
+	t.Parallel()
+	runShim(t, "testdata/shim")
+}
 
 func runShim(t *testing.T, dir string) {
 	busybox, err := exec.LookPath("busybox")

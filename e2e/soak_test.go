@@ -48,6 +48,7 @@ const (
 // it takes its jump to DOCKER-USER away and puts it back, and what other hosts
 // send over IPv4 in between its DROP policy drops.
 func TestSoak(t *testing.T) {
+	t.Parallel()
 	total, err := time.ParseDuration(cmp.Or(os.Getenv(soakTimeVariable), "40s"))
 	require.NoError(t, err)
 	s := newSoak(t, cmp.Or(os.Getenv(soakMapperVariable), "nftables"), max(5*time.Second, min(total/20, 30*time.Second)))

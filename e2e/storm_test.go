@@ -21,6 +21,7 @@ import (
 // round; each answers at its own ports, and nothing is left over. PORTOLAN_STORM
 // is how many, how often, and, to repeat a run, its seed: 200x20 or 200x20x7.
 func TestStorm(t *testing.T) {
+	t.Parallel()
 	containers, rounds, seed := 20, 2, uint64(time.Now().UnixNano())
 	if text := os.Getenv("PORTOLAN_STORM"); text != "" {
 		n, _ := fmt.Sscanf(text, "%dx%dx%d", &containers, &rounds, &seed)

@@ -65,6 +65,7 @@ func (h *host) health(t *testing.T) []string {
 // needs them fails in time and says why, health says so before; other networks
 // and the traffic go on; and when it is over all is well.
 func TestStuckIPTables(t *testing.T) {
+	t.Parallel()
 	h := stuckHost(t, "iptables")
 	// The daemon takes its programs from the first folder of the PATH.
 	stuck := filepath.Join(h.engine.Dir, "stuck")
@@ -127,6 +128,7 @@ func TestStuckIPTables(t *testing.T) {
 // the time, each change of nftables with the kernel's one lock for as long as it
 // takes to sort half a million intervals. Containers come and go all the same.
 func TestSlowNetlink(t *testing.T) {
+	t.Parallel()
 	for _, mapper := range []string{"nftables", "iptables"} {
 		t.Run(mapper, func(t *testing.T) {
 			h := stuckHost(t, mapper)

@@ -28,6 +28,7 @@ import (
 // nobody does. Flows that only have the number in common are left alone: their
 // conntrack entries stay the same ones.
 func TestUDPFollows(t *testing.T) {
+	t.Parallel()
 	for _, mapper := range []string{"nftables", "iptables"} {
 		t.Run(mapper, func(t *testing.T) { testUDPFollows(t, mapper) })
 	}
@@ -80,6 +81,8 @@ func testUDPFollows(t *testing.T, mapper string) {
 	second := startRestless(t, places[0], 5400)
 	served := func(name string) {
 		t.Helper()
+		_, err := exchange(local, "still", 5*time.Second) // conntrack forgets it in 30 s
+		require.NoError(t, err)
 		var all sync.WaitGroup
 		for _, c := range clients {
 			all.Go(func() { c.served(t, h, name) })
@@ -170,7 +173,7 @@ func portOf(a net.Addr) string { return strconv.Itoa(a.(*net.UDPAddr).Port) }
 // flowID is the kernel's number of the conntrack entry that matches. It changes
 // with the entry.
 func (h *host) flowID(pattern string) (string, error) {
-	out, err := h.engine.Exec("conntrack", "-L", "-o", "id")
+	out, err := h.engine.Exec("sh", "-c", "conntrack -L -o id 2>/dev/null")
 	if err != nil {
 		return "", err
 	}
@@ -199,7 +202,13 @@ func startRestless(t *testing.T, p place, port int) *restless {
 	conn, err := p.open("udp", port, time.Second)
 	require.NoError(t, err)
 	c := &restless{place: p, port: port, conn: conn}
-	t.Cleanup(func() { conn.Close(); c.done.Wait() })
+	t.Cleanup(func() {
+		c.mu.Lock()
+		c.ending = true
+		c.mu.Unlock()
+		conn.Close()
+		c.done.Wait()
+	})
 	c.done.Go(c.send)
 	c.done.Go(c.receive)
 	return c

@@ -121,15 +121,17 @@ func killTree(dir string) {
 	}
 }
 
-// Poll calls f every 50 ms until it gives no error. After the time given the
-// last error is returned.
+// Poll calls f until it gives no error, at first after 20 ms and then less and
+// less often, up to four times a second: most of what is asked starts programs,
+// which the machine has to share with what is waited for. After the time given
+// the last error is returned.
 func Poll(within time.Duration, f func() error) error {
 	deadline := time.Now().Add(within)
-	for {
+	for pause := 20 * time.Millisecond; ; pause = min(pause*3/2, 250*time.Millisecond) {
 		err := f()
 		if err == nil || time.Now().After(deadline) {
 			return err
 		}
-		time.Sleep(50 * time.Millisecond)
+		time.Sleep(pause)
 	}
 }
