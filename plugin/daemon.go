@@ -12,15 +12,12 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/spf13/cobra"
-	"golang.org/x/sync/errgroup"
 
 	"github.com/portolan/portolan/driver"
 	"github.com/portolan/portolan/internal/firewalld"
 	"github.com/portolan/portolan/internal/store"
 	"github.com/portolan/portolan/portmap"
-	"github.com/portolan/portolan/proxy"
 )
 
 // defaultStateDir is where the managed plugin has its propagatedMount, which
@@ -29,13 +26,6 @@ const defaultStateDir = "/var/lib/portolan"
 
 // stopWithin is the longest that an orderly stop takes.
 const stopWithin = 5 * time.Second
-
-// How often the tasks look.
-const (
-	checkEvery = time.Second      // what somebody else may have changed
-	retryEvery = time.Second      // ports that were taken when they were to be restored
-	reapEvery  = 30 * time.Second // endpoints whose container is gone
-)
 
 type daemonConfig struct {
 	socket     string
@@ -242,43 +232,11 @@ func (c *daemonConfig) run(ctx context.Context, log *slog.Logger) (err error) {
 	}
 	keep := openKeeper(d, mapper, log)
 	defer closing(&err, keep.Close)
-	group, ctx := errgroup.WithContext(ctx)
-	context.AfterFunc(ctx, func() { tell(log, daemon.SdNotifyStopping, "STATUS=stopping; rules stay in place") })
-	tell(log, "STATUS=restoring state")
-	var well health
-	word := told{log: log}
-	lost := func() { well.lose(losses(st, publisher)) }
-	well.also(func(now time.Time) []string { return append(keep.repairs.problems(now), d.Cut()...) })
-	group.Go(func() error {
-		return server{ln, timely(withResources(withHealth(d.Handler(), &well)), bodyWithin), finishWithin, log}.run(ctx)
-	})
-	group.Go(func() error {
-		if err := d.Restore(); err != nil {
-			return fmt.Errorf("restore state: %w", err)
-		}
-		if err := portmap.RemoveOther(kind, log); err != nil {
-			log.Warn("rules of another mapper are left", "err", err)
-		}
-		group.Go(func() error { return zones.Run(ctx) })
-		lost()
-		well.ready(log)
-		word.status(st, &well)
-		if watched > 0 {
-			dog := watchdog{c.socket, watched, &well, log}
-			group.Go(func() error { return periodic{"tell the watchdog", watched, dog.tell, log, nil}.run(ctx) })
-		}
-		for _, t := range []task{
-			periodic{"check", checkEvery, keep.look, log, keep.told()},
-			periodic{"retry lost ports", retryEvery, func() error { defer lost(); return publisher.Retry() }, log, nil},
-			periodic{"reap endpoints", reapEvery, func() error { return d.Reap(time.Now()) }, log, nil},
-			periodic{"look at the proxies", retryEvery, func() error { proxy.Probe(); return nil }, log, nil},
-			periodic{"tell systemd", tellEvery, func() error { word.status(st, &well); return nil }, log, nil},
-		} {
-			group.Go(func() error { return well.watch(t).run(ctx) })
-		}
-		return nil
-	})
-	return group.Wait()
+	live := &serving{
+		socket: c.socket, kind: kind, watched: watched, log: log,
+		st: st, publisher: publisher, driver: d, keep: keep, zones: zones,
+	}
+	return live.run(ctx, ln)
 }
 
 // describe names an endpoint by its container, where somebody has told which it
