@@ -51,9 +51,19 @@ unit: deps ## tests that need no privilege
 	go test -race $(UNIT)
 	go test -C bench/plot ./...
 
+# Tests of portmap wait more than they work: its traffic goes at the same time.
+TRAFFIC := ^Test.*Traffic$$
+
 .PHONY: netns
 netns: deps ## tests in network namespaces of their own (root)
-	go test -race $(NETNS)
+	$(MAKE) --no-print-directory -j3 -O netns-rest netns-traffic netns-no-hooks
+
+.PHONY: netns-rest netns-traffic netns-no-hooks
+netns-rest:
+	go test -race -skip '$(TRAFFIC)' $(NETNS)
+netns-traffic:
+	go test -race -run '$(TRAFFIC)' ./portmap
+netns-no-hooks:
 	PORTOLAN_HOOKS=off go test -race -count=1 -run 'Served|Client|Healthy|Nothing' ./portmap
 
 # A longer run: make fuzz FUZZ='10m driver'

@@ -272,7 +272,7 @@ func examplePaths() *trafficFigures {
 		name string
 		rate float64
 		own  time.Duration
-	}{{"straight 4", 100, 0}, {"straight 6", 100, 0}, {atLocalhost, 90, 0}, {"docker-proxy", 50, 10}, {ourProxy, 80, 5}, {"HAProxy", 50, 5}} {
+	}{{"straight 4", 100, 0}, {"straight 6", 100, 0}, {"straight 4 by 6", 100, 0}, {atLocalhost, 90, 0}, {"docker-proxy", 50, 10}, {ourProxy, 80, 5}, {"HAProxy", 50, 5}} {
 		one := newPath(path{name: p.name, unconnected: p.name == atLocalhost || p.rate == 100})
 		if p.own > 0 {
 			one.pids = []int{1}
@@ -286,7 +286,7 @@ func examplePaths() *trafficFigures {
 		}
 		f.paths = append(f.paths, one)
 	}
-	f.paths[5].lost[4] = 7
+	f.paths[6].lost[4] = 7
 	f.paths = append(f.paths, newPath(path{name: "socat", failed: "not here"}))
 	return f
 }

@@ -172,6 +172,7 @@ func majorOf(version string) (major int) {
 const (
 	direct4 = iota
 	direct6
+	direct4by6
 )
 
 // serve starts a server in a network, with its ports published on other ones, as
@@ -236,8 +237,9 @@ func (l *lab) paths(s *session) ([]*path, error) {
 		return nil, err
 	}
 	paths := []*path{
-		direct4: newPath(path{name: "straight to the container, IPv4", engine: e, to: netip.AddrPortFrom(v4, load.UDPPort), direct: direct4, unconnected: true}),
-		direct6: newPath(path{name: "straight to the container, IPv6", engine: e, to: netip.AddrPortFrom(v6, load.UDPPort), direct: direct6, unconnected: true}),
+		direct4:    newPath(path{name: "straight to the container, IPv4", engine: e, to: netip.AddrPortFrom(v4, load.UDPPort), direct: direct4, unconnected: true}),
+		direct6:    newPath(path{name: "straight to the container, IPv6", engine: e, to: netip.AddrPortFrom(v6, load.UDPPort), direct: direct6, unconnected: true}),
+		direct4by6: newPath(path{name: "straight to the container, IPv4, by an IPv6 socket", engine: e, to: netip.AddrPortFrom(netip.AddrFrom16(v4.As16()), load.UDPPort), direct: direct4}),
 		newPath(path{name: atLocalhost, engine: e, to: at("127.0.0.1", 7100), direct: direct4, unconnected: true}),
 		newPath(path{name: atHostIPv4, engine: e, to: at(enginetest.HostIPv4, 7100), direct: direct4}),
 		newPath(path{name: atLocalhost6, engine: e, to: at("::1", 7100), direct: direct6, pids: daemon, unconnected: true}),

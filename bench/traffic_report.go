@@ -123,7 +123,7 @@ type aim struct {
 // aims are the goals about rates. docker-proxy of engine 20.10 is faster than
 // that of 29.
 func (f *trafficFigures) aims() []aim {
-	four, six := f.paths[direct4].name, f.paths[direct6].name
+	four, six, fourBySix := f.paths[direct4].name, f.paths[direct6].name, f.paths[direct4by6].name
 	every := func(part float64) map[string]float64 {
 		least := map[string]float64{}
 		for _, what := range loads {
@@ -147,7 +147,7 @@ func (f *trafficFigures) aims() []aim {
 		{atHostIPv4, four, every(0.9)},
 		{atLocalhost6, six, hooked},
 		{atHostIPv6, six, hooked},
-		{atLocalhost64, four, hooked},
+		{atLocalhost64, fourBySix, hooked},
 		{ourProxy, "docker-proxy", proxy},
 		{ourProxy, "nginx stream", map[string]float64{"UDP, 32 clients": 1.3, "UDP, 16 × 16": 1.3, "UDP, 256 × 4": 1.3}},
 	}
@@ -192,7 +192,7 @@ func (f *trafficFigures) goals() (goals []goal) {
 // charts are rates by path, as parts of the straight one.
 func (f *trafficFigures) charts() []chart {
 	c := chart{File: "rates", Title: "Rate by path, as a part of straight to the container", X: "1 = straight to the container"}
-	for _, p := range f.paths[direct6+1:] {
+	for _, p := range f.paths[direct4by6+1:] {
 		c.Names = append(c.Names, p.name)
 	}
 	for i, what := range loads {
@@ -200,7 +200,7 @@ func (f *trafficFigures) charts() []chart {
 			continue // there is no room for all
 		}
 		one := panel{Title: what.name}
-		for _, p := range f.paths[direct6+1:] {
+		for _, p := range f.paths[direct4by6+1:] {
 			value := -1.0
 			if len(p.rates[i]) > 0 {
 				value = median(p.rates[i]) / median(f.paths[p.direct].rates[i])

@@ -340,9 +340,10 @@ func (c *client) giveUp(now time.Time) {
 	}
 }
 
+// sockaddr has an IPv6 socket for an IPv4-mapped address.
 func sockaddr(a netip.AddrPort) (family int, sa unix.Sockaddr) {
-	if a.Addr().Unmap().Is4() {
-		return unix.AF_INET, &unix.SockaddrInet4{Port: int(a.Port()), Addr: a.Addr().Unmap().As4()}
+	if a.Addr().Is4() {
+		return unix.AF_INET, &unix.SockaddrInet4{Port: int(a.Port()), Addr: a.Addr().As4()}
 	}
 	return unix.AF_INET6, &unix.SockaddrInet6{Port: int(a.Port()), Addr: a.Addr().As16()}
 }
