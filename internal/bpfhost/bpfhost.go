@@ -1,6 +1,7 @@
 // Package bpfhost is what a host must have for BPF programs that concern all its
 // processes: capabilities, the root of a cgroup v2 hierarchy, and a name for the
-// network namespace that programs can compare.
+// network namespace that programs can compare; and how ranges of ports become keys
+// of an LPM trie.
 package bpfhost
 
 import (

@@ -4,10 +4,11 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"math/bits"
 	"net/netip"
 
 	"github.com/cilium/ebpf"
+
+	"github.com/portolan/portolan/internal/bpfhost"
 )
 
 // ports are a range of published host ports, as Set names them.
@@ -95,16 +96,13 @@ const (
 // prefixes are the fewest keys that make up a range: 10000-19999 is 10.
 func (p ports) prefixes() (keys []programsRangeKey) {
 	host := address(p.host)
-	for at := uint32(p.first); at <= uint32(p.last); {
-		// As many ports as share the bits before, and are left.
-		free := min(bits.TrailingZeros16(uint16(at)), bits.Len32(uint32(p.last)-at+1)-1)
+	for at, free := range bpfhost.PortBlocks(p.first, p.last) {
 		keys = append(keys, programsRangeKey{
 			Prefixlen: uint32(keyBits - free),
 			Host:      host,
 			Proto:     uint16(p.proto),
-			Port:      netOrder(uint16(at)),
+			Port:      bpfhost.NetOrder(at),
 		})
-		at += 1 << free
 	}
 	return keys
 }
@@ -116,9 +114,4 @@ func address(a netip.Addr) (out programsAddress) {
 		out.W[i] = binary.NativeEndian.Uint32(b[4*i:])
 	}
 	return out
-}
-
-// netOrder is a port as it lies in memory in network byte order.
-func netOrder(port uint16) uint16 {
-	return binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, port))
 }

@@ -4,12 +4,13 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"math/bits"
 	"net/netip"
 	"slices"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
+
+	"github.com/portolan/portolan/internal/bpfhost"
 )
 
 // portRange is held ports of one host address and family, and what is done with
@@ -217,16 +218,13 @@ const (
 
 // prefixes are the fewest keys that make up a range: 10000-19999 is 10.
 func (r portRange) prefixes(host programsAddress) (keys []programsPortKey) {
-	for at := uint32(r.first); at <= uint32(r.last); {
-		// As many ports as share the bits before, and are left.
-		free := min(bits.TrailingZeros16(uint16(at)), bits.Len32(uint32(r.last)-at+1)-1)
+	for at, free := range bpfhost.PortBlocks(r.first, r.last) {
 		keys = append(keys, programsPortKey{
 			Prefixlen: uint32(keyBits - free),
 			Host:      host,
 			Proto:     uint16(r.proto),
-			Port:      netOrder(uint16(at)),
+			Port:      bpfhost.NetOrder(at),
 		})
-		at += 1 << free
 	}
 	return keys
 }
@@ -247,9 +245,4 @@ func anyHost(a netip.Addr) programsAddress {
 	}
 	const all = 0xffffffff
 	return programsAddress{W: [4]uint32{all, all, all, all}}
-}
-
-// netOrder is a port as it lies in memory in network byte order.
-func netOrder(port uint16) uint16 {
-	return binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, port))
 }
