@@ -4,7 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -289,10 +292,28 @@ func (d *Driver) isDead(ep store.Endpoint, now time.Time) (bool, error) {
 	if err != nil || port == nil {
 		return err == nil, err
 	}
-	if d.clock.age(ep.Created, now) < moveIn && !d.engines.outlived(ep) {
+	outlived := d.engines.outlived(ep)
+	if d.clock.age(ep.Created, now) < moveIn && !outlived {
 		return false, nil
 	}
+	if outlived && sandboxGone(ep.Sandbox) {
+		return true, nil
+	}
 	return abandoned(ep.ID)
+}
+
+// sandboxGone says whether the engine has removed a sandbox's file, which it
+// keeps as long as the sandbox, also while it is away itself. An engine since 29
+// that is killed while it starts a container leaves a process of runc in there,
+// for good, which keeps the namespace and our interface. Where the folder cannot
+// be seen, as by a managed plugin, nothing is known.
+func sandboxGone(key string) bool {
+	_, err := os.Lstat(key)
+	if !errors.Is(err, fs.ErrNotExist) {
+		return false
+	}
+	_, err = os.Lstat(filepath.Dir(key))
+	return err == nil
 }
 
 // buryDead makes tombstones of the endpoints that are dead at that time.

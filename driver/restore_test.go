@@ -266,3 +266,14 @@ func TestRestoreOfNobody(t *testing.T) {
 	assert.Empty(t, r.mapper.Networks())
 	r.nothingLeft()
 }
+
+// A sandbox has ended when its file has, as far as one can see.
+func TestSandboxGone(t *testing.T) {
+	dir := t.TempDir()
+	key := filepath.Join(dir, "0123456789ab")
+	assert.True(t, sandboxGone(key))
+	require.NoError(t, os.WriteFile(key, nil, 0o600))
+	assert.False(t, sandboxGone(key))
+	assert.False(t, sandboxGone(filepath.Join(dir, "nowhere", "0123456789ab")), "a managed plugin sees none")
+	assert.False(t, sandboxGone(filepath.Join(key, "0123456789ab")))
+}
