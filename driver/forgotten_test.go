@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -41,6 +43,17 @@ func TestForgottenNetworkGivesWay(t *testing.T) {
 	r.nothingLeft()
 }
 
+// createBy creates an endpoint of network 1 for an engine that began then.
+func (r *rig) createBy(e, host int, began time.Time) {
+	r.t.Helper()
+	body, err := json.Marshal(object{"NetworkID": id(1), "EndpointID": id(e), "Interface": object{"Address": "10.1.0." + string(rune('0'+host)) + "/24"}})
+	require.NoError(r.t, err)
+	request := httptest.NewRequest(http.MethodPost, "/NetworkDriver.CreateEndpoint", bytes.NewReader(body))
+	w := httptest.NewRecorder()
+	r.h.ServeHTTP(w, request.WithContext(WithCaller(request.Context(), began)))
+	require.NotContains(r.t, w.Body.String(), "Err")
+}
+
 // What an engine had begun and not finished when it ended is known to be dead
 // when the next one asks for something.
 func TestNewEngineBuriesTheDead(t *testing.T) {
@@ -48,14 +61,7 @@ func TestNewEngineBuriesTheDead(t *testing.T) {
 	pub := portmap.NewPublisher(portmap.PublisherConfig{Mapper: r.mapper})
 	r.Driver.pub = pub
 	t.Cleanup(func() { assert.NoError(t, pub.Close()) })
-	create := func(e, host int, began time.Time) {
-		body, err := json.Marshal(object{"NetworkID": id(1), "EndpointID": id(e), "Interface": object{"Address": "10.1.0." + string(rune('0'+host)) + "/24"}})
-		require.NoError(t, err)
-		request := httptest.NewRequest(http.MethodPost, "/NetworkDriver.CreateEndpoint", bytes.NewReader(body))
-		w := httptest.NewRecorder()
-		r.h.ServeHTTP(w, request.WithContext(WithCaller(request.Context(), began)))
-		require.NotContains(t, w.Body.String(), "Err")
-	}
+	create := r.createBy
 	engine := time.Now().Add(-time.Hour)
 	r.ok("CreateNetwork", networkOf(1, false, nil))
 	create(10, 2, engine)
@@ -72,4 +78,30 @@ func TestNewEngineBuriesTheDead(t *testing.T) {
 	r.ok("Join", object{"NetworkID": id(1), "EndpointID": id(12), "SandboxKey": "/sb2"})
 	r.ok("ProgramExternalConnectivity", programOf(1, 12, udp("", 5353, 53)))
 	assert.Equal(t, []string{"5353->53/udp"}, r.published(12))
+}
+
+// A container whose namespace some process still holds has ended all the same
+// when the next engine has removed the sandbox's file, and lives on when it has
+// not (live-restore).
+func TestNewEngineBuriesWhatHasNoSandbox(t *testing.T) {
+	r := newRig(t)
+	r.ok("CreateNetwork", networkOf(1, false, nil))
+	key := filepath.Join(t.TempDir(), "0123456789ab")
+	require.NoError(t, os.WriteFile(key, nil, 0o600))
+	r.createBy(10, 2, time.Now().Add(-time.Hour))
+	r.ok("Join", object{"NetworkID": id(1), "EndpointID": id(10), "SandboxKey": key})
+	r.ok("ProgramExternalConnectivity", programOf(1, 10, udp("", 5353, 53)))
+	r.moveIn(10)
+
+	next := time.Now()
+	r.createBy(11, 3, next)
+	assert.Equal(t, []string{"5353->53/udp"}, r.published(10))
+	require.NoError(t, os.Remove(key))
+	r.createBy(12, 4, next)
+	assert.Equal(t, []string{"5353->53/udp"}, r.published(10), "it was looked at when the engine came")
+	r.createBy(13, 5, next.Add(2*time.Second))
+	assert.Empty(t, r.published(10))
+	port, err := findPort(id(10))
+	assert.NoError(t, err)
+	assert.Nil(t, port)
 }
