@@ -65,7 +65,7 @@ func (d *Driver) publish(ctx context.Context, r programRequest) error {
 	}
 	record := func(ms []portmap.Mapping) error { return put(exposed, !n.Internal, ms, nil) }
 	if len(bindings) == 0 && len(ep.Mappings) == 0 {
-		return record(nil)
+		return put(exposed, !n.Internal, nil, ep.Parked)
 	}
 	if _, err := d.pub.Publish(ep.Sandbox, t, bindings, record); err != nil {
 		if n.HostBinding4.IsValid() && errors.Is(err, unix.EADDRNOTAVAIL) {
@@ -76,8 +76,8 @@ func (d *Driver) publish(ctx context.Context, r programRequest) error {
 	return d.dispossess(ep)
 }
 
-// dispossess records that what other endpoints of ep's sandbox published, or
-// keep for it, has moved to ep. An engine that was restarted does not revoke it before.
+// dispossess records that what other endpoints of ep's sandbox published, or keep
+// for it, has moved to ep. An engine that was restarted does not revoke it before.
 func (d *Driver) dispossess(ep store.Endpoint) error {
 	for _, other := range d.store.EndpointsOf(ep.Sandbox) {
 		if other.ID == ep.ID || len(other.Mappings)+len(other.Parked) == 0 {
@@ -95,9 +95,7 @@ func (d *Driver) dispossess(ep store.Endpoint) error {
 func (d *Driver) revokeExternal(ctx context.Context, r endpointRequest) (nothing, error) {
 	return d.teardown(ctx, "unpublish ports of", r, func(ep store.Endpoint) error {
 		err := d.store.RetireEndpoint(ep.ID, func(e *store.Endpoint) {
-			parked := keptBy(e)
-			publishNothing(e)
-			e.Parked = parked
+			e.Gateway, e.Mappings, e.Parked = false, nil, keptBy(e)
 		})
 		return errors.Join(d.pub.Unpublish(ep.ID), err)
 	})

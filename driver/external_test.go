@@ -13,6 +13,7 @@ import (
 
 	"github.com/portolan/portolan/internal/store"
 	"github.com/portolan/portolan/portmap"
+	"github.com/portolan/portolan/portmap/portmaptest"
 )
 
 // published is what an endpoint's record says, as `portolan ls` prints it.
@@ -221,6 +222,17 @@ func TestParkedPortsAreOnRecord(t *testing.T) {
 	r.ok("ProgramExternalConnectivity", programOf(2, 20, udp("", 0, 53)))
 	assert.Equal(t, []string{port}, r.published(20))
 	assert.Empty(t, parked(20))
+
+	// An internal network is no way out, and what it is asked to publish for
+	// nobody takes nothing from the record.
+	internal := networkOf(3, false, object{keyInternal: true})
+	r.ok("CreateNetwork", internal)
+	r.run(3, 30, 2, false, "/sb2")
+	_, err := r.store.UpdateEndpoint(id(30), func(e *store.Endpoint) { e.Parked = portmaptest.Mappings(t, port) })
+	require.NoError(t, err)
+	r.ok("ProgramExternalConnectivity", programOf(3, 30, udp("", 0, 53)))
+	assert.Equal(t, []string{port}, parked(30))
+	r.ok("Leave", endpointOf(3, 30))
 
 	// An endpoint that joins inherits nothing that is published.
 	r.run(1, 11, 3, false, "/sb")

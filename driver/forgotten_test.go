@@ -61,16 +61,15 @@ func TestNewEngineBuriesTheDead(t *testing.T) {
 	pub := portmap.NewPublisher(portmap.PublisherConfig{Mapper: r.mapper})
 	r.Driver.pub = pub
 	t.Cleanup(func() { assert.NoError(t, pub.Close()) })
-	create := r.createBy
 	engine := time.Now().Add(-time.Hour)
 	r.ok("CreateNetwork", networkOf(1, false, nil))
-	create(10, 2, engine)
+	r.createBy(10, 2, engine)
 	r.ok("Join", object{"NetworkID": id(1), "EndpointID": id(10), "SandboxKey": "/sb1"})
 	r.ok("ProgramExternalConnectivity", programOf(1, 10, udp("", 5353, 53)))
 
-	create(11, 3, engine.Add(10*time.Millisecond)) // another connection of the same engine
+	r.createBy(11, 3, engine.Add(10*time.Millisecond)) // another connection of the same engine
 	assert.Equal(t, []string{"5353->53/udp"}, r.published(10))
-	create(12, 4, time.Now())
+	r.createBy(12, 4, time.Now())
 	assert.Empty(t, r.published(10))
 	linkless, err := findPort(id(10))
 	assert.NoError(t, err)

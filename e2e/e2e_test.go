@@ -1,9 +1,9 @@
 // Package e2e tests Portolan with real Docker engines and real packets.
 //
 // Each script of testdata has an engine, a daemon and a neighbour of its own
-// and runs once for each mapper, those of testdata/once with nftables alone; commands_test.go has the commands that scripts
-// know beside those of testscript. Whatever a script does, at its end nothing
-// may be left.
+// and runs once for each mapper, those of testdata/once with nftables alone;
+// commands_test.go has the commands that scripts know beside those of
+// testscript. Whatever a script does, at its end nothing may be left.
 package e2e
 
 import (

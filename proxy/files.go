@@ -30,10 +30,14 @@ type Files struct {
 	taken atomic.Int64
 }
 
+// othersShare is what a port that has so many files must leave to all others to
+// get one more.
+func othersShare(has int) int64 { return int64(2 * has) }
+
 // take counts n files for the socket fd, which has just been opened and is one of
-// them, of a port that has so many already. Where it is false there is no room,
-// and nothing is counted.
-func (f *Files) take(n, has int64, fd int) bool {
+// them, if so many are left then. Where it is false there is no room, and nothing
+// is counted.
+func (f *Files) take(n, leave int64, fd int) bool {
 	if f == nil {
 		return true
 	}
@@ -41,7 +45,7 @@ func (f *Files) take(n, has int64, fd int) bool {
 		return false
 	}
 	rest := int64(openFiles()/2) - f.taken.Add(n)
-	if rest < 0 || has > rest/2 {
+	if rest < leave {
 		f.taken.Add(-n)
 		return false
 	}
@@ -51,7 +55,7 @@ func (f *Files) take(n, has int64, fd int) bool {
 // takePipe is take for a pipe, without which a connection does as well. The last
 // eighth is not for pipes.
 func (f *Files) takePipe(fd int) bool {
-	return f.take(filesOfPipe, int64(openFiles()/2/8/2), fd)
+	return f.take(filesOfPipe, int64(openFiles()/2/8), fd)
 }
 
 // Taken is how many files the traffic has now.

@@ -143,7 +143,7 @@ func TestFlowsTakeHalfOfTheFiles(t *testing.T) {
 	require.NoError(t, p.Close())
 	files.taken.Add(-3)
 	eventually(t, func() bool { return files.taken.Load() == 95 }, "the files of flows that have ended")
-		exchange(t, clients[0], addrPort(others.Addr()), []byte("hello"))
+	exchange(t, clients[0], addrPort(others.Addr()), []byte("hello"))
 	require.NoError(t, others.Close())
 	assert.Equal(t, int64(95), files.taken.Load())
 }

@@ -230,7 +230,7 @@ func (p *TCP) serve(fd int) {
 		p.turnAway(fd, count, refusedLimit, "refuse connections: the port has as many as it may")
 		return
 	}
-	if !p.files.take(filesOfConn, int64(filesOfConn*len(p.conns)), fd) {
+	if !p.files.take(filesOfConn, othersShare(filesOfConn*len(p.conns)), fd) {
 		p.turnAway(fd, count, refusedFiles, "refuse connections: too many open files, or too few left for other ports; raise the limit of this process (systemd: LimitNOFILE=)")
 		return
 	}

@@ -51,7 +51,7 @@ func (p *UDP) newFlow(key flowKey, client address, to netip.AddrPort) (*flow, er
 	if err != nil {
 		return nil, err
 	}
-	if !p.files.take(filesOfFlow, int64(p.flows.len()), fd) {
+	if !p.files.take(filesOfFlow, othersShare(p.flows.len()), fd) {
 		return nil, errors.Join(unix.EMFILE, unix.Close(fd))
 	}
 	f := &flow{proxy: p, key: key, fd: fd, outlet: &p.outlet, client: client, up: p.loop.segment, down: p.loop.segment}

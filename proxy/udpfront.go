@@ -43,7 +43,7 @@ func (f *flow) openFront() error {
 	if err != nil {
 		return err
 	}
-	if !p.files.take(filesOfFront, int64(p.flows.len()), fd) {
+	if !p.files.take(filesOfFront, othersShare(p.flows.len()), fd) {
 		return errors.Join(unix.EMFILE, closeSocket(fd))
 	}
 	fr := &front{outlet: outlet{fd: fd}, flow: f}

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cilium/ebpf"
 	"github.com/stretchr/testify/require"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -69,6 +70,8 @@ func newRig(t testing.TB) *rig {
 func (r *rig) attach(t testing.TB) {
 	t.Helper()
 	h, err := Open(r.cgroup, nil)
+	_, ours := errors.AsType[*ebpf.VerifierError](err)
+	require.False(t, ours, "a fault of the programs: %+v", err)
 	if err != nil {
 		t.Skip("this host cannot attach the programs, which Open says: ", err)
 	}
