@@ -83,14 +83,15 @@ closed: deps ## the table of docs/guarantees.md: what Portolan and Docker's driv
 	@test -n '$(NEWER)' || { echo 'usage: make closed NEWER=/folder/of/a/newer/dockerd' >&2; exit 2; }
 	go test -count=1 -timeout 5m -run 'TestClosed$$' ./e2e -closed-table ../docs/guarantees.md -closed-newer '$(abspath $(NEWER))'
 
-# All of it takes hours. How long the first part is, and with which mapper; its
-# log is build/soak.md.
+# All of it takes hours. How long ports come and go, and with which mapper; the log
+# of that is build/soak.md.
 SOAK ?= 1h
 SOAK_MAPPER ?= nftables
 
 .PHONY: soak
-soak: deps ## ports that come and go under traffic for SOAK=1h, SOAK_MAPPER=iptables; then storm and crash
+soak: deps ## floods; ports that come and go under traffic for SOAK=1h, SOAK_MAPPER=iptables; storm, crash
 	mkdir -p build
+	PORTOLAN_FLOOD=1000000 go test -count=1 -v -timeout 30m -run '^Test(UDPFlood|SYNFlood|MaxFlows)$$' ./portmap
 	SOAK='$(SOAK)' SOAK_MAPPER='$(SOAK_MAPPER)' SOAK_LOG='$(CURDIR)/build/soak.md' go test -tags soak -count=1 -v -timeout 24h -run '^Test(Soak|Stuck|Slow)' ./e2e
 	$(MAKE) storm crash
 

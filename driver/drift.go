@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -27,10 +28,15 @@ type view struct {
 	links map[string]netlink.Link
 	names map[int]string
 	addrs map[int][]netip.Prefix
+	ports map[int]portMode
+	apart func() bool // portmap.PortsApart, asked once, where a network wants to know
 }
 
 func takeView() (view, error) {
-	v := view{map[string]netlink.Link{}, map[int]string{}, map[int][]netip.Prefix{}}
+	v := view{
+		links: map[string]netlink.Link{}, names: map[int]string{}, addrs: map[int][]netip.Prefix{},
+		apart: sync.OnceValue(portmap.PortsApart),
+	}
 	links, err := dump(netlink.LinkList)
 	if err != nil {
 		return v, fmt.Errorf("list interfaces: %w", err)
@@ -49,7 +55,8 @@ func takeView() (view, error) {
 			v.addrs[a.LinkIndex] = append(v.addrs[a.LinkIndex], netip.PrefixFrom(ip.Unmap(), bits))
 		}
 	}
-	return v, nil
+	v.ports, err = portModes()
+	return v, err
 }
 
 // FirewallRules is what Check calls the Mapper's rules.
@@ -221,6 +228,8 @@ func (v view) portDrift(n store.Network, ep store.Endpoint) string {
 		return "it was set down"
 	case n.NoICC && port.Attrs().Group != portmap.PortGroup:
 		return "it was taken out of the group of closed ports"
+	case v.ports[port.Attrs().Index] != wantedMode(n, v.apart):
+		return "its hairpin mode or its isolation was changed"
 	}
 	return ""
 }

@@ -75,6 +75,8 @@ func TestCheckPutsBack(t *testing.T) {
 		{"ip link set pvd000000a00 master " + bridgeOf(2), []string{"port pvd000000a00 of bridge BR: it was taken off its bridge"}},
 		{"ip link set pvd000000a00 down", []string{"port pvd000000a00 of bridge BR: it was set down"}},
 		{"ip link set pvd000000a00 group 0", []string{"port pvd000000a00 of bridge BR: it was taken out of the group of closed ports"}},
+		{"bridge link set dev pvd000000a00 hairpin off", []string{"port pvd000000a00 of bridge BR: its hairpin mode or its isolation was changed"}},
+		{"bridge link set dev pvd000000a00 isolated off", []string{"port pvd000000a00 of bridge BR: its hairpin mode or its isolation was changed"}},
 		{"sysctl -qw net.ipv4.conf.BR.route_localnet=0", []string{"net.ipv4.conf.BR.route_localnet was 0"}},
 		{"sysctl -qw net.ipv4.conf.BR.forwarding=0", []string{"net.ipv4.conf.BR.forwarding was 0"}},
 		{"sysctl -qw net.ipv6.conf.BR.accept_ra=2", []string{"net.ipv6.conf.BR.accept_ra was 2"}},

@@ -17,11 +17,14 @@ import (
 // addrGenNone is IN6_ADDR_GEN_MODE_NONE: no link-local address by itself.
 const addrGenNone = 1
 
+// PortPrefix begins the name of every bridge port of ours.
+const PortPrefix = "pv"
+
 // vethNames are the two ends of an endpoint's veth pair: the bridge's port, and
 // what the engine moves into the container.
 func vethNames(endpoint string) (port, inside string) {
 	short := endpoint[:min(10, len(endpoint))]
-	return "pv" + short, "pc" + short
+	return PortPrefix + short, "pc" + short
 }
 
 // plug makes the endpoint's veth pair, one end of it a port of the network's
@@ -79,13 +82,11 @@ func attach(n store.Network, br *netlink.Bridge, l netlink.Link) error {
 		return fmt.Errorf("make %s a port of %s: %w", name, br.Name, err)
 	}
 	fault.Point("veth attached")
-	// A container reaches its own published port by way of its bridge port.
-	if err := netlink.LinkSetHairpin(l, true); err != nil {
+	mode := wantedMode(n, portmap.PortsApart)
+	if err := netlink.LinkSetHairpin(l, mode.hairpin); err != nil {
 		return fmt.Errorf("set hairpin mode of %s: %w", name, err)
 	}
-	// An isolated port cannot be reached by way of published ports either, where
-	// br_netfilter translates what is bridged.
-	if err := netlink.LinkSetIsolated(l, n.NoICC && !portmap.PortsApart()); err != nil {
+	if err := netlink.LinkSetIsolated(l, mode.isolated); err != nil {
 		return fmt.Errorf("isolate port %s: %w", name, err)
 	}
 	// A port is not for talking to. A kernel without IPv6 cannot do it, and

@@ -162,9 +162,7 @@ func machine(ts *testscript.TestScript, neg bool, args []string) {
 	arguments(ts, neg, args, "off")
 	h := hostOf(ts)
 	ts.Check(h.daemon.Stop(syscall.SIGKILL, patience))
-	ts.Check(h.engine.Reboot())
-	// Scripts run programs beside containerd, which is another process now.
-	ts.Check(h.writeWrappers())
+	ts.Check(h.reboot())
 }
 
 func capture(ts *testscript.TestScript, neg bool, args []string) {

@@ -22,11 +22,15 @@ import (
 	"github.com/portolan/portolan/internal/enginetest"
 )
 
-// faulty is the folder of a portolan that was built with the tag faults.
+// crashVariable is which of the steps are tried: "all", as 2/3 the second third of
+// them, or a few without it.
+const crashVariable = "PORTOLAN_CRASH"
+
+// faulty is the folder of a portolan that was built with the tag faults, and with
+// the race detector.
 var faulty = sync.OnceValues(func() (string, error) {
 	dir := filepath.Join(programs, "faults")
-	cmd := exec.Command("go", "build", "-tags", "faults", "-trimpath", "-ldflags=-s -w", "-o", filepath.Join(dir, "portolan"), "../plugin")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	cmd := exec.Command("go", "build", "-race", "-tags", "faults", "-trimpath", "-o", filepath.Join(dir, "portolan"), "../plugin")
 	_, err := enginetest.Run(cmd)
 	return dir, err
 })
@@ -100,8 +104,7 @@ func (r *crashRig) trace(do func()) []pass {
 }
 
 // chosen are the first and the last pass of each point, of which make test takes
-// a few that are evenly spread, others for either mapper. PORTOLAN_CRASH takes
-// all, or as 2/3 the second third of them.
+// a few that are evenly spread, others for either mapper (crashVariable).
 func (r *crashRig) chosen(all []pass, few int) (some []pass) {
 	last := map[string]int{}
 	for _, p := range all {
@@ -109,13 +112,13 @@ func (r *crashRig) chosen(all []pass, few int) (some []pass) {
 	}
 	all = slices.DeleteFunc(slices.Clone(all), func(p pass) bool { return p.n != 1 && p.n != last[p.point] })
 	var part, parts int
-	share := os.Getenv("PORTOLAN_CRASH")
+	share := os.Getenv(crashVariable)
 	_, err := fmt.Sscanf(share, "%d/%d", &part, &parts)
 	switch {
 	case share == "all":
 		return all
 	case share != "":
-		require.NoError(r, err, "PORTOLAN_CRASH=%s", share)
+		require.NoError(r, err, "%s=%s", crashVariable, share)
 		for i, p := range all {
 			if i%parts == part-1 {
 				some = append(some, p)

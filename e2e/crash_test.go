@@ -145,7 +145,9 @@ func TestCrash(t *testing.T) {
 					return // the harness tidies up once
 				}
 			}
-			t.Run("start", func(t *testing.T) { r.in(t).startCrashes() })
+			t.Run("start", func(t *testing.T) { r.in(t).startCrashes(mapper) })
+			other := map[string]string{"nftables": "iptables", "iptables": "nftables"}[mapper]
+			t.Run("start with "+other, func(t *testing.T) { r.in(t).startCrashes(other) })
 		})
 	}
 }
@@ -197,27 +199,33 @@ func (r *crashRig) crashes(op operation) {
 	require.LessOrEqual(r, missed, len(few)/4, "%s: too many passes were not come to", op.name)
 }
 
-// startCrashes is crashes for the start of a daemon that has much to restore.
-func (r *crashRig) startCrashes() {
+// startCrashes is crashes for the start of a daemon that has much to restore, and
+// that has to change the rules to those of another mapper, maybe.
+func (r *crashRig) startCrashes(to string) {
+	from := r.mapper
+	restart := func(mapper string) {
+		r.killDaemon()
+		require.NoError(r, r.startDaemon(mapper))
+		r.answers("start with "+mapper, portsOfBoth, dialsOfBoth...)
+	}
 	withBystander(r)
 	r.docker(createNetwork("a", "31")...)
 	r.docker(runC1...)
 	r.docker("network", "connect", "a", "c1")
 	r.answers("before", portsOfBoth, dialsOfBoth...)
+	restart(to)
 	after := r.picture()
 	ephemeral := r.rows()
-	passes := r.trace(func() {
-		r.killDaemon()
-		require.NoError(r, r.startDaemon(""))
-		r.answers("start", portsOfBoth)
-	})
+	restart(from)
+	passes := r.trace(func() { restart(to) })
 	few := r.chosen(passes, 2)
 	r.Logf("start: %d passes, killed at %d: %s", len(passes), len(few), few)
 	for _, p := range few {
-		what := "start, killed at " + p.String()
+		what := "start with " + to + ", killed at " + p.String()
+		restart(from)
 		r.killDaemon()
 		r.order("kill", p)
-		_ = r.startDaemon("") // it may end before or after it listens
+		_ = r.startDaemon(to) // it may end before or after it listens
 		err := enginetest.Poll(patience/4, func() error {
 			if r.daemon.Alive() {
 				return errors.New(what + ": the daemon has not come to it")
@@ -232,7 +240,7 @@ func (r *crashRig) startCrashes() {
 		}
 		r.disarm()
 		require.NoError(r, r.dials(what, dialsOfBystander...))
-		require.NoError(r, r.startDaemon(""))
+		require.NoError(r, r.startDaemon(to))
 		r.answers(what, portsOfBoth, dialsOfBoth...)
 		r.settled(what, after)
 		require.Equal(r, ephemeral, r.rows(), what)

@@ -173,6 +173,15 @@ func (h *host) startDaemon(mapper string, flags ...string) error {
 	})
 }
 
+// reboot is what a machine goes through that loses its power, without a daemon.
+// The engine has to be started.
+func (h *host) reboot() error {
+	if err := h.engine.Reboot(); err != nil {
+		return err
+	}
+	return h.writeWrappers() // they run beside containerd, which is another process now
+}
+
 // stopDaemon stops it in order, which takes 5 s at most; twice that is for a
 // busy machine.
 func (h *host) stopDaemon() error { return h.daemon.Stop(syscall.SIGTERM, 10*time.Second) }

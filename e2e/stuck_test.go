@@ -88,7 +88,7 @@ func TestStuckIPTables(t *testing.T) {
 	}()
 	require.NoError(t, enginetest.Poll(time.Minute, func() error {
 		for _, p := range h.health(t) {
-			if strings.HasPrefix(p, "check rules: no end for ") {
+			if strings.HasPrefix(p, "check: ") && strings.Contains(p, "no end for ") {
 				return nil
 			}
 		}

@@ -44,7 +44,7 @@ type keptRules interface{ Kept() bool }
 func openKeeper(d *driver.Driver, mapper portmap.Mapper, log *slog.Logger) *keeper {
 	k := &keeper{d: d, mapper: mapper, log: log}
 	var err error
-	k.watcher, err = watch.Open(watch.Config{Alias: driver.AliasPrefix, Log: log})
+	k.watcher, err = watch.Open(watch.Config{Alias: driver.AliasPrefix, Port: driver.PortPrefix, Log: log})
 	if err != nil {
 		log.Warn("what others change is found by the clock alone", "every", checkEvery, "err", err)
 	}

@@ -1,7 +1,9 @@
 package portmap_test
 
 import (
+	"os"
 	"runtime"
+	"strconv"
 	"testing"
 	"time"
 
@@ -10,6 +12,19 @@ import (
 
 	"github.com/portolan/portolan/portmap"
 )
+
+// sourcesOr is from how many addresses a flood comes: PORTOLAN_FLOOD, or n, which
+// is what make test has time for.
+func sourcesOr(t *testing.T, n int) int {
+	t.Helper()
+	text := os.Getenv("PORTOLAN_FLOOD")
+	if text == "" {
+		return n
+	}
+	n, err := strconv.Atoi(text)
+	require.NoError(t, err, "PORTOLAN_FLOOD=%s", text)
+	return n
+}
 
 // underFlood floods a port of this host and calls ask again and again meanwhile,
 // at least once.
@@ -48,11 +63,12 @@ func proxied(t *testing.T, change func(*portmap.PublisherConfig)) *town {
 	return w
 }
 
-// TestUDPFlood floods a port of the proxy from 200,000 spoofed sources. Its flows
+// TestUDPFlood floods a port of the proxy from 200,000 spoofed sources, or more. Its flows
 // stay at their bound, and so does the memory; another port is served all the
 // time, and the numbers say what was lost.
 func TestUDPFlood(t *testing.T) {
-	const most, sources = 64, 200_000
+	const most = 64
+	sources := sourcesOr(t, 200_000)
 	w := proxied(t, func(cfg *portmap.PublisherConfig) { cfg.MaxFlows = most })
 	before := heap()
 	underFlood(t, w, false, 53, sources, func() {
@@ -65,6 +81,7 @@ func TestUDPFlood(t *testing.T) {
 		return n["portolan_proxy_flows_total"] + n["portolan_proxy_socket_drops_total"]
 	}
 	require.Eventually(t, func() bool { return arrived() >= sources }, 2*time.Minute, 10*time.Millisecond)
+	t.Logf("%d sources: %v", sources, n)
 	require.Equal(t, most, n["portolan_proxy_flows"])
 	require.Equal(t, n["portolan_proxy_flows_total"]-most, n["portolan_proxy_flows_evicted_total limit"], "%v", n)
 	require.Less(t, heap()-before, 8<<20)
@@ -83,11 +100,12 @@ func heap() int {
 // TestSYNFlood floods a port of the proxy with SYNs that nobody follows up.
 func TestSYNFlood(t *testing.T) {
 	w := proxied(t, func(*portmap.PublisherConfig) {})
-	underFlood(t, w, true, 8080, 50_000, func() {
+	sources := sourcesOr(t, 50_000)
+	underFlood(t, w, true, 8080, sources, func() {
 		requireSays(t, w.neighbour, "three", "198.51.100.1:5353")
 	})
 	require.Eventually(t, func() bool {
-		return numbers(t, w.Publisher, "8080->80")["portolan_proxy_listener_drops_total"] > 25_000
+		return numbers(t, w.Publisher, "8080->80")["portolan_proxy_listener_drops_total"] > sources/2
 	}, answerWait, 10*time.Millisecond)
 	require.Zero(t, numbers(t, w.Publisher, "8080->80")["portolan_proxy_connections"])
 	got, err := ask(w.neighbour, "tcp", "198.51.100.1:8080", answerWait)

@@ -469,7 +469,7 @@ func TestUDPServesOnceThereAreFiles(t *testing.T) {
 	proxy := ServeUDP(conn, to(backend.addr()), UDPConfig{Log: lines.logger()})
 	t.Cleanup(func() { assert.NoError(t, proxy.Close()) })
 	sendUDP(t, client, addrPort(proxy.Addr()), []byte("early"))
-	time.Sleep(10 * time.Millisecond)
+	require.Eventually(t, func() bool { return lines.n.Load() > 0 }, patience, time.Millisecond, "nobody is told")
 	for _, fd := range taken {
 		require.NoError(t, unix.Close(fd))
 	}

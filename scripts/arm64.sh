@@ -32,6 +32,7 @@ run() {
 	# by starting the program again.
 	unshare --net sh -c 'ip link set lo up; cd "$1"; shift; PORTOLAN_NETNSTEST=1 exec "$@"' sh \
 		"$package" "$qemu" "$test" -test.timeout 5m "$@" >"$test.log" 2>&1 || { cat "$test.log"; exit 1; }
+	! grep 'no tests to run' "$test.log" || { echo "arm64: $package has none of these: $*" >&2; exit 1; }
 }
 
 run demo
@@ -42,8 +43,9 @@ run internal/systemd -test.run '^Test(InheritIsNotForAnotherProcess|StoreWanted|
 run proxy -test.skip '^TestUDPRepliesWaitForASlowDevice$'
 run portmap -test.run '^Test(Allocator(Exact|AllOrNothing|NotOurAddress|Range|Ephemeral|Concurrent)|EphemeralPorts|Parse(Listed|Mapping|Ports|PortsErrors)|PortIndexRandom|Ports|PortMapping|Published|IPT(Plan|PlanChains|Kernel|RestoreText|JumpEdits|Parse|Error|Undo)|Mapping(String|JSON)?|Held|ServedByProxy|JoinMappings(Random)?|SortMappings|Rulesets|SocketSCTP|SocketFiles|Normal|PortBindingJSON|Protos)$'
 run driver -test.run '^(Test(BadBodies|MissingIDs|BodyTooLarge|TeardownOfTheUnknown|GlobalScopeMethods|PanicIsAnAnswer|CallsWaitForRestore|CallsAreBounded|Version|CreateNetworkRefused|Options|KnownOptions|Distance|GwAllocCheck|Pools|StatusOfErrors|PortOptions|StreamedRequests|AllPortsAreTwoRanges)|Fuzz(Options|Program))$'
-run internal/hooks -test.run '^TestPortSets$'
-run internal/sklookup -test.run '^TestPrefixesAreTheRange$'
+run internal/hooks -test.run '^TestPrefixesAreTheRange$'
+run internal/sklookup -test.run '^TestPortSets$'
+run internal/firewalld -test.run '^TestZonesWithoutABus$'
 run plugin -test.run '^Test(UsageErrors|EveryFlagHasATwinInTheEnvironment|FlagsFromTheEnvironment|ListenSocket.*|HealthIsWhatTheTasksSay|OnlyAStateOfOursIsOne|NoDaemonSaysWhatWasTried|PeriodicSaysTheSameErrorOnce|InspectFormat|List)$'
 
 cat <<'END'
@@ -56,4 +58,5 @@ cat <<'END'
   tests that start their own program again    the kernel does not run an arm64 program
   signals that a test sends itself            the Go runtime may hang or crash after them
   daemons, engines                            all of the above
+  the kernel's news (internal/watch)          the first two
 END

@@ -493,7 +493,7 @@ check_shim() {
 
 	say "It is restarted while a client streams, and started by its socket"
 	ok 'docker --context portolan events >/tmp/events 2>&1 & echo $! >/tmp/events.pid'
-	soon 'docker run --rm demo sleep >/dev/null 2>&1 & sleep 0.5; docker rm -f $(docker ps -lq) >/dev/null; cat /tmp/events' 'container destroy'
+	soon 'docker rm -f $(docker run -d demo sleep) >/dev/null; cat /tmp/events' 'container destroy'
 	ok 'systemctl restart portolan-shim'
 	soon 'ps -p $(cat /tmp/events.pid) || echo ended' ended
 	has 'docker --context portolan ps' '8080->80'

@@ -29,7 +29,10 @@ type Config struct {
 	// Alias is what the alias of an interface begins with whose changes count
 	// (ip link set … alias).
 	Alias string
-	Log   *slog.Logger // nil is silent
+	// Port is what the name of a bridge port begins with whose flags count
+	// (bridge link set …): what the kernel tells of them has no alias.
+	Port string
+	Log  *slog.Logger // nil is silent
 }
 
 // Change is what may have changed since the last one was taken.
@@ -200,7 +203,14 @@ func (w *Watcher) tell(c Change) {
 func (w *Watcher) heardRoute(c *Change, m netlink.Message) {
 	switch m.Header.Type {
 	case unix.RTM_NEWLINK, unix.RTM_DELLINK:
-		if w.cfg.Alias == "" || strings.HasPrefix(linkAlias(m), w.cfg.Alias) {
+		if len(m.Data) < unix.SizeofIfInfomsg {
+			return
+		}
+		attribute, prefix := uint16(unix.IFLA_IFALIAS), w.cfg.Alias
+		if m.Data[0] == unix.AF_BRIDGE {
+			attribute, prefix = unix.IFLA_IFNAME, w.cfg.Port
+		}
+		if strings.HasPrefix(linkText(m, attribute), prefix) {
 			c.Links = true
 		}
 	case unix.RTM_NEWADDR, unix.RTM_DELADDR:
@@ -210,17 +220,14 @@ func (w *Watcher) heardRoute(c *Change, m netlink.Message) {
 	}
 }
 
-// linkAlias is the alias in a message of an interface, "" for none.
-func linkAlias(m netlink.Message) string {
-	if len(m.Data) < unix.SizeofIfInfomsg {
-		return ""
-	}
+// linkText is a text in a message of an interface, "" for none.
+func linkText(m netlink.Message, attribute uint16) string {
 	ad, err := netlink.NewAttributeDecoder(m.Data[unix.SizeofIfInfomsg:])
 	if err != nil {
 		return ""
 	}
 	for ad.Next() {
-		if ad.Type() == unix.IFLA_IFALIAS {
+		if ad.Type() == attribute {
 			return ad.String()
 		}
 	}

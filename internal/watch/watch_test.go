@@ -82,17 +82,20 @@ func TestWatcherHearsOfLinks(t *testing.T) {
 	run(t, "ip link set ours0 alias ours_bridge")
 	run(t, "ip link add port0 type veth peer name port1")
 	run(t, "ip link set port0 alias ours_port")
+	run(t, "ip link add theirs0 type veth peer name theirs1")
+	run(t, "ip link set theirs0 master other0")
 	t.Cleanup(func() {
-		for _, name := range []string{"other0", "ours0", "port0"} {
+		for _, name := range []string{"other0", "ours0", "port0", "theirs0"} {
 			_ = exec.Command("ip", "link", "del", name).Run()
 		}
 	})
-	w, err := Open(Config{Alias: "ours_"})
+	w, err := Open(Config{Alias: "ours_", Port: "port"})
 	require.NoError(t, err)
 	defer w.Close()
 	links := func(c Change) bool { return c.Links }
 	for _, line := range []string{
-		"ip link set ours0 up", "ip link set ours0 down", "ip link set port0 master ours0", "ip link set port0 nomaster",
+		"ip link set ours0 up", "ip link set ours0 down", "ip link set port0 master ours0",
+		"bridge link set dev port0 hairpin on", "ip link set port0 nomaster",
 		"ip addr add 192.0.2.1/24 dev ours0", "ip addr del 192.0.2.1/24 dev ours0", "ip link set ours0 address 02:42:00:00:00:01",
 		"ip link del port0", "ip link del ours0",
 	} {
@@ -104,6 +107,7 @@ func TestWatcherHearsOfLinks(t *testing.T) {
 	w.hush(t)
 	run(t, "ip link set other0 type bridge stp_state 1")
 	run(t, "ip link set other0 mtu 1400")
+	run(t, "bridge link set dev theirs0 hairpin on")
 	toggle(t)
 	c := w.heard(t, func(c Change) bool { return c.Forward })
 	assert.False(t, c.Links, "an interface without the alias")

@@ -1,0 +1,77 @@
+package driver
+
+import (
+	"encoding/binary"
+	"fmt"
+
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+
+	"github.com/portolan/portolan/internal/store"
+)
+
+// portMode is what bridge(8) calls the flags of a bridge port, as far as ours
+// depend on them.
+type portMode struct {
+	hairpin, isolated bool
+}
+
+// wantedMode: a container reaches its own published port by way of its bridge
+// port. An isolated port cannot be reached by way of published ports either,
+// where br_netfilter translates what is bridged: ports of a closed network are,
+// where rules do not keep them apart (portmap.PortsApart).
+func wantedMode(n store.Network, apart func() bool) portMode {
+	return portMode{hairpin: true, isolated: n.NoICC && !apart()}
+}
+
+// portModes are the modes of all bridge ports of this host, by interface index.
+// netlink.LinkGetProtinfo lists them all for one.
+func portModes() (map[int]portMode, error) {
+	msgs, err := dump(func() ([][]byte, error) {
+		req := nl.NewNetlinkRequest(unix.RTM_GETLINK, unix.NLM_F_DUMP)
+		req.AddData(nl.NewIfInfomsg(unix.AF_BRIDGE))
+		return req.Execute(unix.NETLINK_ROUTE, 0)
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list bridge ports: %w", err)
+	}
+	modes := map[int]portMode{}
+	for _, m := range msgs {
+		index, mode, err := parsePortMode(m)
+		if err != nil {
+			return nil, fmt.Errorf("list bridge ports: %w", err)
+		}
+		modes[index] = mode
+	}
+	return modes, nil
+}
+
+func parsePortMode(msg []byte) (index int, mode portMode, err error) {
+	if len(msg) < unix.SizeofIfInfomsg {
+		return 0, mode, fmt.Errorf("message of %d bytes", len(msg))
+	}
+	index = int(int32(binary.NativeEndian.Uint32(msg[4:])))
+	attrs, err := nl.ParseRouteAttr(msg[unix.SizeofIfInfomsg:])
+	if err != nil {
+		return index, mode, err
+	}
+	for _, a := range attrs {
+		if a.Attr.Type&^unix.NLA_F_NESTED != unix.IFLA_PROTINFO {
+			continue
+		}
+		flags, err := nl.ParseRouteAttr(a.Value)
+		if err != nil {
+			return index, mode, err
+		}
+		for _, f := range flags {
+			on := len(f.Value) == 1 && f.Value[0] != 0
+			switch f.Attr.Type {
+			case nl.IFLA_BRPORT_MODE:
+				mode.hairpin = on
+			case nl.IFLA_BRPORT_ISOLATED:
+				mode.isolated = on
+			}
+		}
+	}
+	return index, mode, nil
+}
