@@ -254,9 +254,18 @@ func (s *soak) docker1(args ...string) error {
 	return err
 }
 
-// hostPort is the host port of a container's, as 80/tcp.
+// hostPort is the host port of a container's, as 80/tcp. A daemon that is away is
+// waited for.
 func (s *soak) hostPort(name, port string) (int, error) {
+	before := s.away.now()
 	out, err := enginetest.Run(s.command("mounted", "portolan", "inspect", name))
+	for err != nil && s.away.since(before) {
+		if wait := s.healthy(patience); wait != nil {
+			return 0, errors.Join(err, wait)
+		}
+		before = s.away.now()
+		out, err = enginetest.Run(s.command("mounted", "portolan", "inspect", name))
+	}
 	if err != nil {
 		return 0, err
 	}
