@@ -40,16 +40,16 @@ func (e *engines) meet(ctx context.Context) (isNew bool) {
 }
 
 // outlived says whether the endpoint is of an engine that has ended. Whatever
-// that one had yet to do with it is not done any more.
-func (e *engines) outlived(ep store.Endpoint) bool {
+// that one had yet to do with it is not done any more. Records have c's time.
+func (e *engines) outlived(ep store.Endpoint, c clock) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return ep.Created.Before(e.began)
+	return !e.began.IsZero() && ep.Created.Before(c.at(e.began))
 }
 
 // meetEngine buries what died with the engine before this one.
 func (d *Driver) meetEngine(ctx context.Context) {
 	if d.engines.meet(ctx) {
-		d.warn(d.buryDead(ctx, time.Now()), "look for endpoints of an engine that has ended", "")
+		d.warn(d.buryDead(ctx, d.clock.now()), "look for endpoints of an engine that has ended", "")
 	}
 }

@@ -100,11 +100,13 @@ func (d *Driver) Check(links bool) (repaired []string, err error) {
 
 // checkLinks looks without a lock, which on a host that is well is all it does.
 func (d *Driver) checkLinks(nets []store.Network) (repaired []string, err error) {
+	repaired, late := d.rebuildLate()
+	errs := []error{late}
+	nets = slices.DeleteFunc(slices.Clone(nets), func(n store.Network) bool { return d.unbuilt[n.ID] })
 	v, err := takeView()
 	if err != nil {
-		return nil, err
+		return repaired, errors.Join(late, err)
 	}
-	var errs []error
 	changed := map[string]bool{} // networks
 	for _, n := range nets {
 		what := v.bridgeDrift(n)

@@ -36,8 +36,9 @@ type Publisher interface {
 	// Publish makes bs all that t's endpoint publishes for the sandbox, whose
 	// other endpoints lose what this one takes over. It calls record with the
 	// resulting mappings after the host ports are reserved and before the
-	// kernel changes. It is idempotent; after an error nothing new is held.
-	Publish(sandbox string, t portmap.Target, bs []portmap.PortBinding, record func([]portmap.Mapping) error) ([]portmap.Mapping, error)
+	// kernel changes, and its undo after an error. It is idempotent; after an
+	// error nothing new is held.
+	Publish(sandbox string, t portmap.Target, bs []portmap.PortBinding, record portmap.Record) ([]portmap.Mapping, error)
 	// Unpublish unmaps and stops serving what the endpoint still publishes; the
 	// reservation stays with the sandbox. Unknown IDs are nil.
 	Unpublish(endpoint string) error
@@ -46,8 +47,9 @@ type Publisher interface {
 	Release(sandbox string) error
 	// Restore reserves what runs held, loads their mappings and nets' rules
 	// into the kernel in place of whatever is there, and serves. A port that
-	// was taken meanwhile loses only itself.
-	Restore(nets []portmap.Network, runs []portmap.Run) error
+	// was taken meanwhile loses only itself. UDP clients of what is gone are cut
+	// off from it.
+	Restore(nets []portmap.Network, runs []portmap.Run, gone []portmap.Mapping) error
 }
 
 // Zones is told which interfaces are bridges of ours, for a firewall that has to
@@ -101,7 +103,9 @@ type Driver struct {
 
 	engines engines
 
-	forwarded [len(families)]bool // seen to be on, and not by us; Check's own
+	// Restore's, and then Check's own.
+	forwarded [len(families)]bool // seen to be on, and not by us
+	unbuilt   map[string]bool     // networks that could not be rebuilt at the start
 
 	cutMu sync.Mutex // guards below
 	cut   map[string]cutOff

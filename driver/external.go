@@ -57,37 +57,44 @@ func (d *Driver) publish(ctx context.Context, r programRequest) error {
 	if err := prepare(bindings, n, t); err != nil {
 		return err
 	}
-	put := func(exposed []portmap.ExposedPort, gateway bool, ms, parked []portmap.Mapping) error {
+	if len(bindings) == 0 && len(ep.Mappings) == 0 {
 		_, err := d.store.UpdateEndpoint(ep.ID, func(e *store.Endpoint) {
-			e.Exposed, e.Gateway, e.Mappings, e.Parked = exposed, gateway, ms, parked
+			e.Exposed, e.Gateway, e.Mappings = exposed, !n.Internal, nil
 		})
 		return err
 	}
-	record := func(ms []portmap.Mapping) error { return put(exposed, !n.Internal, ms, nil) }
-	if len(bindings) == 0 && len(ep.Mappings) == 0 {
-		return put(exposed, !n.Internal, nil, ep.Parked)
+	ep.Exposed, ep.Gateway = exposed, !n.Internal
+	_, err = d.pub.Publish(ep.Sandbox, t, bindings, d.recordOf(ep))
+	if n.HostBinding4.IsValid() && errors.Is(err, unix.EADDRNOTAVAIL) {
+		err = fmt.Errorf("%w (ports without a host address are published on %s, as the network was created with -o %s)", err, n.HostBinding4, optHostBinding)
 	}
-	if _, err := d.pub.Publish(ep.Sandbox, t, bindings, record); err != nil {
-		if n.HostBinding4.IsValid() && errors.Is(err, unix.EADDRNOTAVAIL) {
-			err = fmt.Errorf("%w (ports without a host address are published on %s, as the network was created with -o %s)", err, n.HostBinding4, optHostBinding)
-		}
-		return errors.Join(err, put(ep.Exposed, ep.Gateway, ep.Mappings, ep.Parked))
-	}
-	return d.dispossess(ep)
+	return err
 }
 
-// dispossess records that what other endpoints of ep's sandbox published, or keep
-// for it, has moved to ep. An engine that was restarted does not revoke it before.
-func (d *Driver) dispossess(ep store.Endpoint) error {
-	for _, other := range d.store.EndpointsOf(ep.Sandbox) {
-		if other.ID == ep.ID || len(other.Mappings)+len(other.Parked) == 0 {
-			continue
-		}
-		if err := d.store.RetireEndpoint(other.ID, publishNothing); err != nil {
-			return err
-		}
+// recordOf writes down what ep publishes. In the same write, what other endpoints
+// of its sandbox published, or keep for it, goes: an engine that was restarted
+// does not revoke it before.
+func (d *Driver) recordOf(ep store.Endpoint) portmap.Record {
+	return func(ms []portmap.Mapping) (undo func() error, err error) {
+		before := d.store.EndpointsOf(ep.Sandbox)
+		err = d.store.UpdateSandbox(ep.Sandbox, func(e *store.Endpoint) {
+			switch {
+			case e.ID == ep.ID:
+				e.Exposed, e.Gateway, e.Mappings, e.Parked = ep.Exposed, ep.Gateway, ms, nil
+			case len(e.Mappings)+len(e.Parked) > 0:
+				publishNothing(e)
+			}
+		})
+		return func() error {
+			return d.store.UpdateSandbox(ep.Sandbox, func(e *store.Endpoint) {
+				for _, b := range before {
+					if e.ID == b.ID {
+						e.Exposed, e.Gateway, e.Mappings, e.Parked = b.Exposed, b.Gateway, b.Mappings, b.Parked
+					}
+				}
+			})
+		}, err
 	}
-	return nil
 }
 
 // revokeExternal unpublishes; the host ports stay the sandbox's. Unknown is

@@ -67,7 +67,8 @@ func (d *Driver) forwardFamily(f family, n store.Network) error {
 		return err
 	}
 	if err := d.switchOn(f); err != nil {
-		return errors.Join(err, d.switchOff(f))
+		// Its guard may stand without a record of the switch.
+		return errors.Join(err, d.switchOff(f), d.guard(""))
 	}
 	d.log.Info("turned on forwarding", "family", f.name)
 	return nil

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"reflect"
 	"slices"
@@ -57,40 +58,28 @@ func (d *Driver) addNetwork(ctx context.Context, n store.Network) error {
 	} else if err := d.admit(ctx, n); err != nil {
 		return err
 	}
-	var done undo
-	if !exists {
-		done.add(func() error { return d.store.DeleteNetwork(n.ID) })
+	err = d.buildNetwork(n)
+	if err == nil {
+		n.Phase = store.Done
+		err = d.store.PutNetwork(n)
 	}
-	if err := d.buildNetwork(n, &done); err != nil {
-		if exists {
-			return err
-		}
-		return done.run(err)
+	if err != nil && !exists {
+		return errors.Join(err, d.razeNetwork(n))
 	}
-	n.Phase = store.Done
-	if err := d.store.PutNetwork(n); err != nil {
-		if exists {
-			return err
-		}
-		return done.run(err)
-	}
-	return nil
+	return err
 }
 
 // buildNetwork brings into the kernel what the record says.
-func (d *Driver) buildNetwork(n store.Network, done *undo) error {
-	done.add(func() error { return d.mapper.RemoveNetwork(n.ID) })
+func (d *Driver) buildNetwork(n store.Network) error {
 	if err := d.mapper.AddNetwork(n.Network); err != nil {
 		return fmt.Errorf("set its rules: %w", err)
 	}
-	done.add(func() error { return d.removeBridge(n) })
 	if err := d.makeBridge(n); err != nil {
 		return err
 	}
 	if err := d.openLocalhost(n); err != nil {
 		return err
 	}
-	done.add(func() error { return d.unforward(n.ID) })
 	return d.forward(n)
 }
 
@@ -122,6 +111,10 @@ func (d *Driver) admit(ctx context.Context, n store.Network) error {
 	if d.admitted == nil {
 		d.admitted = make(map[string]bool)
 	}
+	maps.DeleteFunc(d.admitted, func(id string, _ bool) bool {
+		_, there := d.store.Network(id)
+		return !there
+	})
 	d.admitted[n.ID] = true
 	return d.store.PutNetwork(n)
 }
@@ -129,9 +122,10 @@ func (d *Driver) admit(ctx context.Context, n store.Network) error {
 // giveWay removes a network that the engine has forgotten, and says whether it
 // was one. An engine forgets a network whose creation or removal a dying daemon
 // did not answer, and gives its pool to the next. So it has no endpoint, and an
-// earlier process made it.
+// earlier process made it; or this one has told the engine that it could not, and
+// not everything could be undone.
 func (d *Driver) giveWay(ctx context.Context, old store.Network) (forgotten bool, err error) {
-	if d.admitted[old.ID] {
+	if d.admitted[old.ID] && old.Phase == store.Done {
 		return false, nil
 	}
 	release, err := d.networks.own(ctx, old.ID)
@@ -139,6 +133,12 @@ func (d *Driver) giveWay(ctx context.Context, old store.Network) (forgotten bool
 		return false, err
 	}
 	defer release()
+	switch now, there := d.store.Network(old.ID); {
+	case !there:
+		return true, nil
+	case d.admitted[old.ID] && now.Phase == store.Done:
+		return false, nil // it was being made
+	}
 	used := slices.ContainsFunc(d.store.Endpoints(), func(ep store.Endpoint) bool { return ep.Network == old.ID && ep.Gone.IsZero() })
 	if used {
 		return false, nil

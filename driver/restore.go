@@ -47,27 +47,37 @@ func (d *Driver) Restore() error {
 	d.warn(d.adoptForwarding(), "look for forwarding that was turned on", "")
 	d.warn(d.unforward(""), "put back forwarding", "")
 	built := d.rebuild(nets)
-	live := d.sortOut(built)
-	rules := d.strays()
+	live, dead := d.sortOut(built)
+	rules := append(d.strays(), d.rulesOf(built)...)
 	var runs []portmap.Run
-	for _, n := range built {
-		rules = append(rules, n.Network)
-	}
 	for _, ep := range live {
-		if !ep.Gateway {
+		n, ok := built[ep.Network]
+		switch {
+		case !ok: // its numbers are kept for rebuildLate
+			n, _ = d.store.Network(ep.Network)
+			ep.Mappings, ep.Parked = nil, keptBy(&ep)
+		case !ep.Gateway:
 			ep.Mappings = nil
 		}
 		if len(ep.Mappings)+len(ep.Parked) > 0 {
-			pub := portmap.Publication{Target: target(built[ep.Network], ep), Mappings: ep.Mappings}
+			pub := portmap.Publication{Target: target(n, ep), Mappings: ep.Mappings}
 			runs = append(runs, portmap.Run{Sandbox: ep.Sandbox, Publication: pub, Parked: ep.Parked})
 		}
+	}
+	var gone []portmap.Mapping
+	for _, ep := range dead {
+		gone = append(gone, ep.Mappings...)
 	}
 	// Mappers keep the guard over a Load, so that it comes with the rules.
 	if err := d.restoreGuard(); err != nil {
 		d.log.Error("guard forwarding", "err", err)
 	}
-	if err := d.pub.Restore(rules, runs); err != nil {
+	if err := d.pub.Restore(rules, runs, gone); err != nil {
 		return fmt.Errorf("restore published ports: %w", err)
+	}
+	for _, ep := range dead {
+		err := d.store.RetireEndpoint(ep.ID, func(e *store.Endpoint) { bury(e, d.clock.now()) })
+		d.warn(err, "record the end of an endpoint", ep.ID)
 	}
 	d.reopen(built, live)
 	return nil
@@ -111,47 +121,28 @@ func (d *Driver) forgetSysctls() {
 	}
 }
 
-// rebuild makes the bridges and returns the networks that have one. The others
-// get no rules: what has their bridge's name may be somebody else's.
-func (d *Driver) rebuild(nets []store.Network) map[string]store.Network {
-	built := make(map[string]store.Network, len(nets))
-	for _, n := range nets {
-		if n.Phase != store.Done {
-			continue
-		}
-		if err := d.makeBridge(n); err != nil {
-			d.log.Error("rebuild a network", "network", n.ID, "err", err)
-			continue
-		}
-		built[n.ID] = n
-	}
-	return built
-}
-
-// sortOut buries the endpoints that are dead and returns those that are alive:
-// the kernel removes a veth pair with the container's end of it.
-func (d *Driver) sortOut(built map[string]store.Network) []store.Endpoint {
-	var live []store.Endpoint
+// sortOut tells the endpoints that are alive from those that are dead: the kernel
+// removes a veth pair with the container's end of it. Those on a network that is
+// not built are left where they are.
+func (d *Driver) sortOut(built map[string]store.Network) (live, dead []store.Endpoint) {
 	for _, ep := range d.store.Endpoints() {
 		if !ep.Gone.IsZero() {
 			continue
 		}
-		n, ok := built[ep.Network]
 		if ep.Phase != store.Done {
 			d.warn(unplug(ep.ID), "remove a half-made endpoint", ep.ID)
 			continue
 		}
-		alive, err := d.revive(n, ep)
+		alive, err := d.revive(built[ep.Network], ep)
 		d.warn(err, "restore an endpoint", ep.ID)
 		switch {
-		case alive && ok:
+		case alive:
 			live = append(live, ep)
-		case !alive && err == nil:
-			err := d.store.RetireEndpoint(ep.ID, func(e *store.Endpoint) { bury(e, d.clock.now()) })
-			d.warn(err, "record the end of an endpoint", ep.ID)
+		case err == nil:
+			dead = append(dead, ep)
 		}
 	}
-	return live
+	return live, dead
 }
 
 // strays are the networks of a state that is no more, as their bridges tell of
@@ -292,7 +283,7 @@ func (d *Driver) isDead(ep store.Endpoint, now time.Time) (bool, error) {
 	if err != nil || port == nil {
 		return err == nil, err
 	}
-	outlived := d.engines.outlived(ep)
+	outlived := d.engines.outlived(ep, d.clock)
 	if d.clock.age(ep.Created, now) < moveIn && !outlived {
 		return false, nil
 	}

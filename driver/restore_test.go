@@ -57,6 +57,8 @@ func TestRestoreOfTheDead(t *testing.T) {
 	pubs := r.mapper.Publications()
 	require.Len(t, pubs, 1)
 	assert.Equal(t, id(20), pubs[0].Endpoint)
+	require.Len(t, r.pub.gone, 1)
+	assert.Equal(t, "53->53/udp", r.pub.gone[0].String(), "its clients are told")
 	r.ok("Leave", endpointOf(1, 10))
 	assert.Empty(t, r.pub.took()[1:], "its sandbox has nothing to release")
 	r.ok("DeleteEndpoint", endpointOf(1, 10))
@@ -115,8 +117,52 @@ func TestRestoreGoesOn(t *testing.T) {
 	ep, _ := r.store.Endpoint(id(10))
 	assert.True(t, ep.Gone.IsZero(), "it is alive, and has its port when the network is back")
 	assert.Equal(t, []string{"53->53/udp"}, r.published(10))
+	_, err := r.Check(true)
+	require.ErrorContains(t, err, "rebuild network d00000010000: bridge name "+bridgeOf(1)+" is taken by a bridge interface of this host")
+	require.Len(t, r.mapper.Networks(), 1)
 	r.ok("DeleteNetwork", object{"NetworkID": id(1)})
 	linkOf(t, bridgeOf(1)) // is still there
+	_, err = r.Check(true)
+	require.NoError(t, err)
+}
+
+// A network that could not be rebuilt at the start is when it can be, with the
+// ports of its containers; until then nobody gets their numbers.
+func TestRestoreIsTriedAgain(t *testing.T) {
+	r := twoNetworks(t)
+	pubs := r.mapper.Publications()
+	require.NoError(t, netlink.LinkDel(linkOf(t, bridgeOf(1))))
+	netnstest.Bridge(t, bridgeOf(1)) // somebody else's now
+	r.restart()
+	require.Len(t, r.mapper.Publications(), 1)
+	require.NoError(t, netlink.LinkDel(linkOf(t, bridgeOf(1))))
+	repaired, err := r.Check(true)
+	require.NoError(t, err)
+	assert.Equal(t, []string{"network d00000010000"}, repaired)
+	assert.Equal(t, pubs, r.mapper.Publications())
+	assert.Len(t, r.mapper.Networks(), 2)
+	assert.Equal(t, linkOf(t, bridgeOf(1)).Attrs().Index, linkOf(t, "pvd000000b00").Attrs().MasterIndex, "of one that publishes nothing, too")
+	assert.Equal(t, "1", sysctl(t, "ipv4/conf/"+bridgeOf(1)+"/route_localnet"))
+	repaired, err = r.Check(true)
+	require.NoError(t, err)
+	assert.Empty(t, repaired)
+}
+
+// A bridge of ours that cannot be rebuilt does not stand open meanwhile.
+func TestRestoreClosesWhatItCannotRebuild(t *testing.T) {
+	r := twoNetworks(t)
+	require.NoError(t, r.store.Close())
+	r.open()
+	r.Driver.sys.dir = filepath.Join(t.TempDir(), "nothing")
+	require.NoError(t, r.Restore())
+	assert.Len(t, r.mapper.Networks(), 2)
+	assert.Len(t, r.mapper.Publications(), 1, "network 2 has no IPv6, and needs no settings")
+	_, err := r.Check(true)
+	require.ErrorContains(t, err, "rebuild network d00000010000: ")
+	r.Driver.sys.dir = defaultSysctlDir
+	_, err = r.Check(true)
+	require.NoError(t, err)
+	assert.Len(t, r.mapper.Publications(), 2)
 }
 
 // A daemon that was killed leaves records that say so.

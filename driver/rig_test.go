@@ -188,6 +188,7 @@ type fakePublisher struct {
 	log    []string
 	of     map[string]string            // endpoint to sandbox
 	heldBy map[string][]portmap.Mapping // by sandbox
+	gone   []portmap.Mapping            // at the last Restore
 }
 
 var (
@@ -199,7 +200,7 @@ func newFakePublisher(m portmap.Mapper) *fakePublisher {
 	return &fakePublisher{mapper: m, next: 40000, of: map[string]string{}, heldBy: map[string][]portmap.Mapping{}}
 }
 
-func (p *fakePublisher) Publish(sandbox string, t portmap.Target, bs []portmap.PortBinding, record func([]portmap.Mapping) error) ([]portmap.Mapping, error) {
+func (p *fakePublisher) Publish(sandbox string, t portmap.Target, bs []portmap.PortBinding, record portmap.Record) ([]portmap.Mapping, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.log = append(p.log, fmt.Sprintf("publish %.8s", t.Endpoint))
@@ -207,11 +208,12 @@ func (p *fakePublisher) Publish(sandbox string, t portmap.Target, bs []portmap.P
 	for _, b := range bs {
 		ms = append(ms, p.mapping(sandbox, b))
 	}
-	if err := record(ms); err != nil {
+	undo, err := record(ms)
+	if err != nil {
 		return nil, err
 	}
 	if p.fail != nil {
-		return nil, p.fail
+		return nil, errors.Join(p.fail, undo())
 	}
 	p.heldBy[sandbox] = ms
 	for ep, sb := range p.of {
@@ -264,11 +266,16 @@ func (p *fakePublisher) Release(sandbox string) error {
 	return nil
 }
 
-func (p *fakePublisher) Restore(nets []portmap.Network, runs []portmap.Run) error {
+func (p *fakePublisher) Restore(nets []portmap.Network, runs []portmap.Run, gone []portmap.Mapping) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.gone = gone
 	var pubs []portmap.Publication
 	for _, run := range runs {
+		if len(run.Mappings) == 0 {
+			p.heldBy[run.Sandbox] = run.Parked
+			continue
+		}
 		p.of[run.Endpoint] = run.Sandbox
 		p.heldBy[run.Sandbox] = run.Mappings
 		pubs = append(pubs, run.Publication)

@@ -169,7 +169,7 @@ func TestSocketsOutliveThePublisher(t *testing.T) {
 
 	second, fake := heir(t, store)
 	require.NoError(t, second.Restore([]portmap.Network{rigNet}, []portmap.Run{
-		run(t, "s1", target("e1", 2), "8080->80", "5353->53/udp", "127.0.0.1:8081->80", "[::1]:8082->80", "[::1]:5355->53/udp")}))
+		run(t, "s1", target("e1", 2), "8080->80", "5353->53/udp", "127.0.0.1:8081->80", "[::1]:8082->80", "[::1]:5355->53/udp")}, nil))
 	require.Len(t, fake.Publications(), 1)
 	require.True(t, store.settled)
 	require.Len(t, store.put, 5)
@@ -304,7 +304,7 @@ func TestOnlyWhatABindingNeedsIsTaken(t *testing.T) {
 			require.NoError(t, s.(interface{ Close() error }).Close())
 			cookie := cookieOf(t, store.Inherited()[0])
 			p, _ := heir(t, store)
-			require.NoError(t, p.Restore([]portmap.Network{rigNet}, []portmap.Run{run(t, "s1", target("e1", 2), tt.want)}))
+			require.NoError(t, p.Restore([]portmap.Network{rigNet}, []portmap.Run{run(t, "s1", target("e1", 2), tt.want)}, nil))
 			require.Empty(t, p.Lost("e1"))
 			require.Len(t, store.put, 1)
 			require.Empty(t, store.inherited)
@@ -337,7 +337,7 @@ func TestARangeIsInheritedInPart(t *testing.T) {
 	}
 	portmap.HoldPortElsewhere(t, "udp", ":5352")
 	p, _ := heir(t, store)
-	require.NoError(t, p.Restore([]portmap.Network{rigNet}, []portmap.Run{run(t, "s1", target("e1", 2), "5350-5353->50-53/udp")}))
+	require.NoError(t, p.Restore([]portmap.Network{rigNet}, []portmap.Run{run(t, "s1", target("e1", 2), "5350-5353->50-53/udp")}, nil))
 	require.Equal(t, []string{"5352->52/udp"}, texts(p.Lost("e1")))
 	require.Len(t, store.put, 3)
 	require.Empty(t, store.inherited)
@@ -354,7 +354,7 @@ func TestABlockHasInheritedSocketsClosed(t *testing.T) {
 	}
 	ranges := &fakeRanges{t: t, ports: map[fakePort]string{}}
 	p := portmap.NewPublisher(portmap.PublisherConfig{Mapper: portmaptest.NewFake(), Ranges: closedFirst{ranges, store}, FDStore: store})
-	require.NoError(t, p.Restore([]portmap.Network{rigNet}, []portmap.Run{run(t, "s1", target("e1", 2), "20000-21023->20000-21023")}))
+	require.NoError(t, p.Restore([]portmap.Network{rigNet}, []portmap.Run{run(t, "s1", target("e1", 2), "20000-21023->20000-21023")}, nil))
 	require.Empty(t, store.put)
 	require.NoError(t, p.Close())
 }

@@ -213,6 +213,7 @@ func (m *IPTables) Unmap(endpoint string) error {
 	next := m.clone()
 	next.leave(endpoint)
 	if err := m.commitLocked(next, false); err != nil {
+		m.iptMirror, m.gen = *next, 0 // Check commits what m.have has too much
 		return fmt.Errorf("unmap ports of endpoint %.12s: %w", endpoint, err)
 	}
 	return nil

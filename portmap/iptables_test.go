@@ -1,6 +1,8 @@
 package portmap_test
 
 import (
+	"errors"
+	"fmt"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -116,6 +118,39 @@ func TestIPTablesCheck(t *testing.T) {
 			require.NoError(t, err)
 			require.False(t, repaired)
 		})
+	}
+}
+
+// TestIPTablesUnmapFails: what cannot be removed now is gone with the next Check,
+// or with the next change.
+func TestIPTablesUnmapFails(t *testing.T) {
+	dir := t.TempDir()
+	broken := filepath.Join(dir, "broken")
+	for _, name := range []string{"iptables", "iptables-restore"} {
+		real, err := exec.LookPath(name)
+		require.NoError(t, err)
+		script := fmt.Sprintf("#!/bin/sh\n[ ! -e %s ] || exit 4\nexec %s \"$@\"\n", broken, real)
+		require.NoError(t, os.WriteFile(filepath.Join(dir, name), []byte(script), 0o755))
+	}
+	m, err := portmap.NewIPTables(portmap.IPTablesConfig{IPv4: filepath.Join(dir, "iptables")})
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, errors.Join(m.Load(nil, nil), m.Close())) })
+	require.NoError(t, m.AddNetwork(portmap.Network{ID: "n", Bridge: "plbr0"}))
+	for _, next := range []func() error{
+		func() error { _, err := m.Check(); return err },
+		func() error {
+			return m.Map(portmap.Publication{Target: portmap.Target{Endpoint: "other", Network: "n"}})
+		},
+	} {
+		require.NoError(t, m.Map(iptPublication(t, "8080->80")))
+		_, err = m.Check()
+		require.NoError(t, err)
+		require.NoError(t, os.WriteFile(broken, nil, 0o600))
+		require.Error(t, m.Unmap("ep"))
+		require.NoError(t, os.Remove(broken))
+		require.Contains(t, iptCommand(t, "iptables", "-t", "nat", "-S"), "--dport 8080")
+		require.NoError(t, next())
+		require.NotContains(t, iptRules(t), "--dport 8080")
 	}
 }
 

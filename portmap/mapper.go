@@ -11,7 +11,8 @@ var ErrPortInUse = errors.New("host port in use")
 // It has a mirror of what it has set; what is removed is what the mirror says
 // belongs to the endpoint or network named, never what merely has the same
 // port. Every method is safe for concurrent use, and a method that fails leaves
-// the kernel as it was (iptables, which is not atomic, as near as it can).
+// the kernel as it was (iptables, which is not atomic, as near as it can), but for
+// Unmap.
 type Mapper interface {
 	// Load replaces whatever an earlier process left by nets and pubs. A
 	// publication whose network is not among nets is an error.
@@ -27,7 +28,9 @@ type Mapper interface {
 	// before and is not among them goes, in the same transaction. The error
 	// wraps ErrPortInUse where another endpoint has one of the host ports.
 	Map(p Publication) error
-	// Unmap removes all that an endpoint still owns. Unknown IDs are nil.
+	// Unmap removes all that an endpoint still owns. Unknown IDs are nil. After an
+	// error the endpoint owns nothing either, as it will not be there to be asked
+	// again: what is left of it in the kernel goes with the next Check.
 	Unmap(endpoint string) error
 	// Guard drops forwarded traffic of a family that is neither a network's of
 	// ours nor established: what Docker's FORWARD policy DROP does, for hosts

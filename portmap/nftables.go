@@ -33,6 +33,7 @@ type NFTables struct {
 	conn  *nftConn
 	owned bool
 	base  bool   // the table and planBase stand
+	stale bool   // the kernel has something that the mirror has not
 	gen   uint32 // the generation that was looked at last; 0 is none
 
 	nftMirror
@@ -141,7 +142,18 @@ func (m *NFTables) rebuildLocked() (err error) {
 		return err
 	}
 	fault.Point("nft rebuilt")
-	m.base = true
+	m.base, m.stale = true, false
+	return nil
+}
+
+// anewLocked follows a change that the kernel has refused: whoever has flushed the
+// rules has taken along what was to be changed. It makes them anew out of the
+// mirror, as Check would, or says what was refused.
+func (m *NFTables) anewLocked(refused error) error {
+	if m.rebuildLocked() != nil {
+		return refused
+	}
+	m.gen = 0
 	return nil
 }
 
@@ -168,7 +180,7 @@ func (m *NFTables) removeTableLocked() error {
 	if _, err := m.conn.removeTable(); err != nil {
 		return err
 	}
-	m.base = false
+	m.base, m.stale = false, false
 	clear(m.conn.sets)
 	return nil
 }
@@ -178,15 +190,11 @@ func (m *NFTables) AddNetwork(n Network) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	old, known := m.nets[n.ID]
-	if !m.base {
-		m.nets[n.ID] = n
-		if err := m.rebuildLocked(); err != nil {
-			delete(m.nets, n.ID)
-			return fmt.Errorf("add network %.12s to nftables: %w", n.ID, err)
-		}
-		return m.settleLocked()
-	}
+	m.nets[n.ID] = n
 	err := func() error {
+		if !m.base {
+			return m.rebuildLocked()
+		}
 		if known {
 			if err := m.conn.delElems(networkElements(old)); err != nil {
 				return err
@@ -201,11 +209,16 @@ func (m *NFTables) AddNetwork(n Network) error {
 		}
 		return m.conn.Flush()
 	}()
+	if err != nil && m.base {
+		err = m.anewLocked(err)
+	}
 	if err != nil {
+		if delete(m.nets, n.ID); known {
+			m.nets[n.ID] = old
+		}
 		return fmt.Errorf("add network %.12s to nftables: %w", n.ID, err)
 	}
 	fault.Point("nft network added")
-	m.nets[n.ID] = n
 	return errors.Join(m.refreshUplinksLocked(), m.settleLocked())
 }
 
@@ -236,11 +249,16 @@ func (m *NFTables) RemoveNetwork(id string) error {
 		return err
 	}
 	m.conn.remove(planNetwork(n))
-	if err := m.conn.Flush(); err != nil {
+	delete(m.nets, id)
+	err := m.conn.Flush()
+	if err != nil {
+		err = m.anewLocked(err)
+	}
+	if err != nil {
+		m.nets[id] = n
 		return fmt.Errorf("remove network %.12s from nftables: %w", id, err)
 	}
 	fault.Point("nft network removed")
-	delete(m.nets, id)
 	return m.settleLocked()
 }
 
@@ -258,7 +276,12 @@ func (m *NFTables) Map(p Publication) error {
 func (m *NFTables) Unmap(endpoint string) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.replaceLocked(Publication{Target: Target{Endpoint: endpoint}})
+	err := m.replaceLocked(Publication{Target: Target{Endpoint: endpoint}})
+	if err != nil {
+		m.leave(endpoint)
+		m.stale = true
+	}
+	return err
 }
 
 // Guard implements Mapper.

@@ -42,7 +42,7 @@ func (m *NFTables) Check() (repaired bool, err error) {
 		}
 	}
 	g := m.generation() // before looking: what changes meanwhile is seen next time
-	if g != 0 && g == m.gen {
+	if g != 0 && g == m.gen && !m.stale {
 		return false, nil
 	}
 	m.gen = 0
@@ -50,7 +50,7 @@ func (m *NFTables) Check() (repaired bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	if !whole {
+	if !whole || m.stale {
 		m.log.Debug("nftables rules were changed by somebody else; setting them again", "table", Table)
 		if err := m.rebuildLocked(); err != nil {
 			return false, fmt.Errorf("set nftables rules again: %w", err)

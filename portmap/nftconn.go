@@ -67,6 +67,29 @@ func openNFT(family nftables.TableFamily) (*nftConn, error) {
 	return c, nil
 }
 
+// Flush sends what is queued, as one transaction. After a refusal it reads what
+// google/nftables v0.3.0 leaves unread of the kernel's answers, which would be
+// taken for those to the next one: each message of a batch may be refused.
+func (c *nftConn) Flush() error {
+	err := c.Conn.Flush()
+	if err == nil {
+		return nil
+	}
+	sc, e := c.raw.SyscallConn()
+	if e != nil {
+		return errors.Join(err, e)
+	}
+	// All answers are there when sendmsg(2) returns.
+	return errors.Join(err, sc.Control(func(fd uintptr) {
+		buf := make([]byte, 1<<16)
+		for {
+			if _, _, e := unix.Recvfrom(int(fd), buf, unix.MSG_DONTWAIT); e != nil && e != unix.EINTR {
+				return
+			}
+		}
+	}))
+}
+
 // tableStands says whether our table is there, whoever made it.
 func (c *nftConn) tableStands() (bool, error) {
 	tables, err := c.ListTables()

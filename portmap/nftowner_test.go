@@ -198,19 +198,58 @@ func TestTableWithoutOwner(t *testing.T) {
 	}
 }
 
-// TestFailedTransaction goes on after one: the socket is in step, and the mirror
-// is what the kernel has.
+// TestFlushedBeforeAChange: whoever flushes all rules right before a change has
+// them back with it, and the change too.
+func TestFlushedBeforeAChange(t *testing.T) {
+	next := published()
+	next.Mappings = portmaptest.Mappings(t, "198.51.100.1:80->80", "8080->81", "1-100->1001-1100/udp")
+	was := "e1 8080->80 127.0.0.1:9000-9009->9000-9009 53->53/udp 10000-10009->10000-10009/udp"
+	for name, tt := range map[string]struct {
+		change func(*portmap.NFTables) error
+		want   []string
+	}{
+		"Map":           {func(m *portmap.NFTables) error { return m.Map(next) }, []string{"e1 " + strings.Join(texts(next.Mappings), " ")}},
+		"Unmap":         {func(m *portmap.NFTables) error { return m.Unmap("e1") }, nil},
+		"AddNetwork":    {func(m *portmap.NFTables) error { return m.AddNetwork(portmap.Network{ID: "n2", Bridge: "plbr1"}) }, []string{was}},
+		"RemoveNetwork": {func(m *portmap.NFTables) error { return m.RemoveNetwork(rigNet.ID) }, nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			command(t, "nft", "add", "table", "inet", "portolan")
+			m := loaded(t)
+			command(t, "nft", "delete", "table", "inet", "portolan")
+			require.NoError(t, tt.change(m))
+			_, found := tableFlags(t)
+			require.Equal(t, name != "RemoveNetwork", found)
+			if found {
+				requireListed(t, m, tt.want...)
+			}
+			repaired, err := m.Check()
+			require.NoError(t, err)
+			require.False(t, repaired, "nothing is left to repair")
+		})
+	}
+}
+
+// TestFailedTransaction has another process own the table, which refuses every
+// change. Afterwards the socket is in step, and the mirror is what the kernel had,
+// but for the endpoint that was to leave.
 func TestFailedTransaction(t *testing.T) {
 	command(t, "nft", "add", "table", "inet", "portolan")
 	m := loaded(t)
-	t.Cleanup(func() { assert.NoError(t, m.Load(nil, nil)) })
+	second := portmap.Publication{Target: target("e2", 3), Mappings: portmaptest.Mappings(t, "81->81")}
+	require.NoError(t, m.Map(second))
 	command(t, "nft", "delete", "table", "inet", "portolan")
+	other, err := portmap.NewNFTables(nil)
+	require.NoError(t, err)
+	require.NoError(t, other.Load([]portmap.Network{rigNet}, nil))
 	next := published()
 	next.Mappings = portmaptest.Mappings(t, "198.51.100.1:80->80", "8080->81", "1-100->1001-1100/udp")
 	require.Error(t, m.Map(next))
-	require.Error(t, m.Unmap("e1"))
 	require.Error(t, m.AddNetwork(portmap.Network{ID: "n2", Bridge: "plbr1"}))
 	require.Error(t, m.RemoveNetwork(rigNet.ID))
+	require.Error(t, m.Unmap("e2"))
+	require.NoError(t, other.Load(nil, nil))
+	require.NoError(t, other.Close())
 	repaired, err := m.Check()
 	require.NoError(t, err)
 	require.True(t, repaired)

@@ -41,7 +41,10 @@ func (m *NFTables) replaceLocked(p Publication) error {
 	m.leave(p.Endpoint)
 	err := m.enter(p)
 	if err == nil {
-		if err = m.commitLocked(old, p, hosts, limits); err != nil {
+		err = m.commitLocked(old, p, hosts, limits)
+		if err == nil {
+			m.transactedLocked()
+		} else if err = m.anewLocked(err); err != nil {
 			m.leave(p.Endpoint)
 			err = fmt.Errorf("map ports of endpoint %.12s: %w", p.Endpoint, err)
 		}
@@ -50,7 +53,6 @@ func (m *NFTables) replaceLocked(p Publication) error {
 		return errors.Join(err, m.enter(old))
 	}
 	fault.Point("nft endpoint set")
-	m.transactedLocked()
 	return nil
 }
 

@@ -141,18 +141,21 @@ func (p *Publisher) unlock(s *sandbox) {
 	s.mu.Unlock()
 }
 
+// Record writes down what an endpoint is about to publish. undo writes what was
+// there before.
+type Record func(ms []Mapping) (undo func() error, err error)
+
 // Publish makes bs all that t's endpoint publishes, for a sandbox, and returns
 // the mappings, sorted.
 //
 // Ports that the sandbox has already, for this endpoint or one before it, keep
 // their numbers. record is called with the mappings when the host ports are
 // reserved and before the kernel changes; its error undoes the reservation. An
-// error after it calls record once more, with what was published before. After
-// an error nothing new is held.
+// error after it calls record's undo. After an error nothing new is held.
 //
 // The error wraps ErrBadPort, ErrPortInUse, the errno of bind(2), or what the
 // Mapper says.
-func (p *Publisher) Publish(sandboxID string, t Target, bs []PortBinding, record func([]Mapping) error) ([]Mapping, error) {
+func (p *Publisher) Publish(sandboxID string, t Target, bs []PortBinding, record Record) ([]Mapping, error) {
 	s := p.lock(sandboxID)
 	defer p.unlock(s)
 	wanted, err := p.reserve(s, t, bs)
@@ -167,12 +170,13 @@ func (p *Publisher) Publish(sandboxID string, t Target, bs []PortBinding, record
 	undo := func() error { return errors.Join(p.park(woken), p.release(s, fresh(wanted, s.ports))) }
 	old := s.pub
 	pub := Publication{t, mappingsOf(wanted)}
-	if err := record(pub.Mappings); err != nil {
+	unrecord, err := record(pub.Mappings)
+	if err != nil {
 		return nil, errors.Join(err, undo())
 	}
 	fault.Point("publish recorded")
 	if err := p.remap(old, pub); err != nil {
-		return nil, errors.Join(err, record(old.Mappings), undo())
+		return nil, errors.Join(err, unrecord(), undo())
 	}
 	fault.Point("publish mapped")
 	unwanted := fresh(s.ports, wanted)
@@ -197,7 +201,8 @@ func (p *Publisher) remap(old, pub Publication) error {
 	moved := old.Endpoint != "" && old.Endpoint != pub.Endpoint
 	if moved {
 		if err := p.cfg.Mapper.Unmap(old.Endpoint); err != nil {
-			return fmt.Errorf("move ports from endpoint %.12s: %w", old.Endpoint, err)
+			err = fmt.Errorf("move ports from endpoint %.12s: %w", old.Endpoint, err)
+			return errors.Join(err, p.cfg.Mapper.Map(old))
 		}
 		fault.Point("publish moved away")
 	}
@@ -255,7 +260,8 @@ func (p *Publisher) publishing(id string) string {
 // Unpublish removes the rules of an endpoint and stops serving. The numbers of
 // its host ports stay with the sandbox, for the endpoint that is its gateway
 // next; no socket holds them meanwhile, as that may be another driver's. What
-// does not publish is nil: the ports may be another's by now.
+// does not publish is nil: the ports may be another's by now. After an error it
+// does not publish either (Mapper.Unmap).
 func (p *Publisher) Unpublish(endpoint string) error {
 	p.mu.Lock()
 	id, known := p.endpoints[endpoint]
@@ -273,8 +279,9 @@ func (p *Publisher) unpublish(s *sandbox, endpoint string) error {
 		return nil
 	}
 	old := s.pub
-	if err := p.cfg.Mapper.Unmap(endpoint); err != nil {
-		return fmt.Errorf("unpublish ports of endpoint %.12s: %w", endpoint, err)
+	err := p.cfg.Mapper.Unmap(endpoint)
+	if err != nil { // Check tries it again
+		err = fmt.Errorf("unpublish ports of endpoint %.12s: %w", endpoint, err)
 	}
 	fault.Point("unpublish unmapped")
 	p.claim(endpoint, "", s.id)
@@ -287,7 +294,7 @@ func (p *Publisher) unpublish(s *sandbox, endpoint string) error {
 	fault.Point("unpublish parked")
 	p.flush(old)
 	fault.Point("unpublish flushed")
-	return nil
+	return err
 }
 
 // Release gives a sandbox's host ports back, when its last endpoint has left.

@@ -58,7 +58,9 @@ func bindings(t testing.TB, specs ...string) []portmap.PortBinding {
 	return bs
 }
 
-func recordNothing([]portmap.Mapping) error { return nil }
+func recordNothing([]portmap.Mapping) (func() error, error) {
+	return func() error { return nil }, nil
+}
 
 // publish publishes for a sandbox and returns what that is, as `portolan ls`
 // writes it.
@@ -113,10 +115,10 @@ func TestPublishOrder(t *testing.T) {
 		steps = append(steps, op+" "+strings.Join(texts(p.Mappings), " "))
 		return nil
 	}
-	record := func(ms []portmap.Mapping) error {
+	record := func(ms []portmap.Mapping) (func() error, error) {
 		requireHeld(t, "udp4", "127.0.0.1:5300")
 		steps = append(steps, "record "+strings.Join(texts(ms), " "))
-		return nil
+		return nil, nil
 	}
 	ms, err := r.Publish("s1", target("e1", 2), bindings(t, "5300-5301:53-54/udp"), record)
 	require.NoError(t, err)
@@ -133,12 +135,16 @@ func TestPublishUndo(t *testing.T) {
 			r := newRig(t, nil)
 			var recorded []string
 			failing := true
-			record := func(ms []portmap.Mapping) error {
+			record := func(ms []portmap.Mapping) (func() error, error) {
 				recorded = append(recorded, strings.Join(texts(ms), " "))
 				if failing && step == "record" {
-					return cause
+					return nil, cause
 				}
-				return nil
+				return func() error {
+					requireHeld(t, "udp4", "127.0.0.1:5300")
+					recorded = append(recorded, "undone")
+					return nil
+				}, nil
 			}
 			r.fake.Fail = func(op string, _ portmap.Publication) error {
 				if failing && op == step {
@@ -154,7 +160,7 @@ func TestPublishUndo(t *testing.T) {
 			requireFree(t, "tcp", ":5300")
 			r.requireMapped()
 			if step == "Map" {
-				require.Equal(t, []string{"5300->53 5300->53/udp", ""}, recorded)
+				require.Equal(t, []string{"5300->53 5300->53/udp", "undone"}, recorded)
 			}
 
 			failing = false
@@ -168,7 +174,7 @@ func TestPublishUndo(t *testing.T) {
 			requireFree(t, "udp", ":5301")
 			r.requireMapped("e1 5300->53/udp")
 			if step == "Map" {
-				require.Equal(t, []string{"5300->53/udp 5301->53/udp", "5300->53/udp"}, recorded)
+				require.Equal(t, []string{"5300->53/udp 5301->53/udp", "undone"}, recorded)
 			}
 		})
 	}
@@ -185,7 +191,7 @@ func TestPublishConflict(t *testing.T) {
 	r.publish("s1", target("e1", 2), "8000-8004:80-84")
 	r.publish("s2", target("endpoint-of-the-second", 3), "127.0.0.1:9000:80")
 	before := portmap.OpenSockets(t)
-	untouched := func([]portmap.Mapping) error { t.Error("recorded"); return nil }
+	untouched := func([]portmap.Mapping) (func() error, error) { t.Error("recorded"); return nil, nil }
 	tests := []struct{ spec, want string }{
 		{"8001:80", "tcp port 8001 is in use by container web (endpoint e1) on 0.0.0.0; choose another host port or stop that container"},
 		{"8003-8009:80-86", "tcp port 8003 (and 1 more of 8003-8009->80-86) is in use by container web (endpoint e1) on 0.0.0.0; choose another host port or stop that container"},
@@ -349,12 +355,12 @@ func TestGatewayMoveFails(t *testing.T) {
 		return nil
 	}
 	var recorded [][]string
-	_, err := r.Publish("s1", target("e2", 3), bindings(t, "80", "9000:9000/udp"), func(ms []portmap.Mapping) error {
+	_, err := r.Publish("s1", target("e2", 3), bindings(t, "80", "9000:9000/udp"), func(ms []portmap.Mapping) (func() error, error) {
 		recorded = append(recorded, texts(ms))
-		return nil
+		return func() error { recorded = append(recorded, []string{"undone"}); return nil }, nil
 	})
 	require.ErrorIs(t, err, cause)
-	require.Equal(t, [][]string{first, first}, recorded)
+	require.Equal(t, [][]string{first, {"undone"}}, recorded)
 	r.requireMapped("e1 " + strings.Join(first, " "))
 	r.fake.Fail = nil
 	require.NoError(t, r.Unpublish("e2"), "it publishes nothing")
@@ -374,6 +380,24 @@ func TestRelease(t *testing.T) {
 	require.NoError(t, r.Release("nobody"))
 	require.NoError(t, r.Unpublish("nobody"))
 	require.Equal(t, []string{"5000->5000/sctp"}, r.publish("s2", target("e2", 3), "5000:5000/sctp"))
+}
+
+// TestReleaseGoesOn: rules that cannot be removed keep no port from the next one.
+func TestReleaseGoesOn(t *testing.T) {
+	r := newRig(t, nil)
+	before := portmap.OpenSockets(t)
+	r.publish("s1", target("e1", 2), "8080:80", "53:53/udp")
+	cause := errors.New("netlink: no")
+	r.fake.Fail = func(op string, _ portmap.Publication) error {
+		if op == "Unmap" {
+			return cause
+		}
+		return nil
+	}
+	require.ErrorIs(t, r.Release("s1"), cause)
+	portmap.RequireSockets(t, before)
+	r.fake.Fail = nil
+	require.Equal(t, []string{"8080->80"}, r.publish("s2", target("e2", 3), "8080:80"))
 }
 
 // TestRouted publishes on networks that translate nothing.
@@ -422,7 +446,7 @@ func TestRestore(t *testing.T) {
 		run("s2", target("e2", 3), "127.0.0.1:9003->53/udp"),
 		run("s3", target("e3", 4), "40000->80", "5000->5000/sctp"),
 		run("s3", target("e4", 5)),
-	}))
+	}, nil))
 	r.requireMapped("e1 8080->80 9000-9002->9000-9002/udp 9004-9009->9004-9009/udp", "e3 40000->80 5000->5000/sctp")
 	require.Equal(t, []string{"9003->9003/udp"}, texts(r.Lost("e1")))
 	require.Equal(t, []string{"127.0.0.1:9003->53/udp"}, texts(r.Lost("e2")))
@@ -455,7 +479,7 @@ func TestRestoreParked(t *testing.T) {
 		{Sandbox: "s1", Publication: portmap.Publication{Target: target("e1", 2)}, Parked: parked},
 		{Sandbox: "s2", Publication: portmap.Publication{Target: target("e2", 3), Mappings: portmaptest.Mappings(t, "40001->80")}},
 		{Sandbox: "s2", Publication: portmap.Publication{Target: target("e5", 3)}, Parked: portmaptest.Mappings(t, "41000->80")},
-	}))
+	}, nil))
 	r.requireMapped("e2 40001->80")
 	requireFree(t, "tcp", ":40000")
 	requireFree(t, "udp", ":40010")
@@ -481,7 +505,7 @@ func TestRestoreRetries(t *testing.T) {
 	stranger := portmap.HoldPort(t, "udp4", "127.0.0.1:9003")
 	require.NoError(t, r.Restore([]portmap.Network{rigNet}, []portmap.Run{{
 		Sandbox: "s1", Publication: portmap.Publication{Target: target("e1", 2), Mappings: portmaptest.Mappings(t, "9000-9009->9000-9009/udp")},
-	}}))
+	}}, nil))
 	require.NoError(t, stranger.Close())
 	cause := errors.New("no buffer space")
 	r.fake.Fail = func(string, portmap.Publication) error { return cause }
@@ -501,7 +525,7 @@ func TestRestoreFails(t *testing.T) {
 	r := newRig(t, nil)
 	cause := errors.New("no nftables")
 	r.fake.Fail = func(string, portmap.Publication) error { return cause }
-	require.ErrorIs(t, r.Restore(nil, nil), cause)
+	require.ErrorIs(t, r.Restore(nil, nil, nil), cause)
 }
 
 // TestClose leaves rules and frees ports; calls that come late return.

@@ -196,7 +196,7 @@ func TestRangesRestored(t *testing.T) {
 		Target:   target("e1", 2),
 		Mappings: []portmap.Mapping{{Proto: portmap.UDP, HostPort: 10000, HostPortEnd: 19999, Port: 10000, Origin: portmap.OriginEngine}},
 	}}
-	require.NoError(t, r.Restore([]portmap.Network{rigNet}, []portmap.Run{run}))
+	require.NoError(t, r.Restore([]portmap.Network{rigNet}, []portmap.Run{run}, nil))
 	require.Equal(t, []string{"15000->15000/udp"}, texts(r.Lost("e1")))
 	require.Equal(t, []string{"17 10000-14999 false,false,true", "17 16250-19999 false,false,true"}, f.held())
 	require.NoError(t, r.Retry())

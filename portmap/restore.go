@@ -20,18 +20,27 @@ type Run struct {
 // runs again, has the Mapper replace all rules by those of nets and runs, and
 // serves. Flows that the kernel carries go on.
 //
+// gone is what was published by endpoints that have ended since: conntrack entries
+// of their UDP flows would lead clients that never pause to whoever has their
+// addresses next.
+//
 // A port that somebody else took meanwhile loses only itself: it is logged, and
 // Retry tries it again. The error is the Mapper's.
-func (p *Publisher) Restore(nets []Network, runs []Run) error {
+func (p *Publisher) Restore(nets []Network, runs []Run, gone []Mapping) error {
 	var pubs []Publication
 	for _, r := range runs {
 		if len(r.Mappings) == 0 {
 			continue
 		}
 		s := p.lock(r.Sandbox)
-		p.regain(s, r.Publication, r.Mappings)
-		if len(s.pub.Mappings) > 0 {
-			pubs = append(pubs, s.pub)
+		if s.pub.Endpoint == "" {
+			p.regain(s, r.Publication, r.Mappings)
+			if len(s.pub.Mappings) > 0 {
+				pubs = append(pubs, s.pub)
+			}
+		} else { // of a record that an earlier version could leave
+			p.cfg.Log.Warn("two endpoints of a sandbox are on record with its ports", "sandbox", s.id,
+				"published by", s.pub.Endpoint, "not by", r.Endpoint)
 		}
 		p.unlock(s)
 	}
@@ -45,7 +54,7 @@ func (p *Publisher) Restore(nets []Network, runs []Run) error {
 		return err
 	}
 	fault.Point("restore loaded")
-	p.flush(Publication{}, pubs...)
+	p.flush(Publication{Mappings: gone}, pubs...)
 	fault.Point("restore flushed")
 	for _, r := range runs {
 		s := p.lock(r.Sandbox)

@@ -133,7 +133,7 @@ func TestHooksAfterARestart(t *testing.T) {
 	p, h := newHooksRig(t)
 	require.NoError(t, p.Restore([]portmap.Network{rigNet}, []portmap.Run{{
 		Sandbox: "s1", Publication: portmap.Publication{Target: target("e1", 2), Mappings: portmaptest.Mappings(t, "8080->80")},
-	}}))
+	}}, nil))
 	require.Equal(t, []string{"tcp [::]:8080-8080 to [fd20::2]:80"}, h.list())
 }
 

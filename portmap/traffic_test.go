@@ -619,7 +619,7 @@ func TestHealthyFlowsStay(t *testing.T) {
 	require.NoError(t, err)
 	require.Len(t, ms, 1)
 	pub := portmap.Publication{Target: target("e1", 2), Mappings: ms[0].Mappings}
-	require.NoError(t, restarted.Restore([]portmap.Network{rigNet}, []portmap.Run{{Sandbox: "s1", Publication: pub}}))
+	require.NoError(t, restarted.Restore([]portmap.Network{rigNet}, []portmap.Run{{Sandbox: "s1", Publication: pub}}, nil))
 	requireAlive("the daemon was restarted")
 
 	require.NoError(t, restarted.Release("s1"))
@@ -638,7 +638,7 @@ func TestHealthyFlowsStay(t *testing.T) {
 func TestNothingBeforePublished(t *testing.T) {
 	w := newTown(t)
 	say(t, w.c2, 80, "two")
-	_, err := w.Publish("s1", target("e1", 2), bindings(t, "8080:80", "8080:80/udp"), func([]portmap.Mapping) error {
+	_, err := w.Publish("s1", target("e1", 2), bindings(t, "8080:80", "8080:80/udp"), func(ms []portmap.Mapping) (func() error, error) {
 		for _, network := range []string{"udp", "tcp"} {
 			for _, to := range []string{"127.0.0.1:8080", "[::1]:8080"} {
 				_, err := ask(here{}, network, to, 100*time.Millisecond)
@@ -647,7 +647,7 @@ func TestNothingBeforePublished(t *testing.T) {
 				assert.True(t, e != nil && e.Timeout(), "%s %s: %v", network, to, err)
 			}
 		}
-		return nil
+		return recordNothing(ms)
 	})
 	require.NoError(t, err)
 	requireSays(t, here{}, "two", "127.0.0.1:8080", "[::1]:8080")

@@ -163,6 +163,24 @@ func (s *Store) UpdateEndpoint(id string, f func(*Endpoint)) (found bool, err er
 	return found, nil
 }
 
+// UpdateSandbox is UpdateEndpoint for every endpoint of a sandbox, in one write.
+func (s *Store) UpdateSandbox(sandbox string, f func(*Endpoint)) error {
+	err := s.commit(func(st *state) (*state, error) {
+		for _, e := range st.endpoints.where(func(e Endpoint) bool { return e.Sandbox == sandbox }) {
+			next, err := updateEndpoint(e.ID, f, new(bool))(st)
+			if err != nil {
+				return nil, err
+			}
+			st = next
+		}
+		return st, nil
+	})
+	if err != nil {
+		return fmt.Errorf("update endpoints of sandbox %s: %w", sandbox, err)
+	}
+	return nil
+}
+
 // RetireEndpoint is UpdateEndpoint for what the endpoint has lost. f may run
 // twice, on two copies. Absent is nil.
 func (s *Store) RetireEndpoint(id string, f func(*Endpoint)) error {

@@ -20,7 +20,8 @@ import (
 
 // Fake is a Mapper without a kernel. It refuses what the kernel refuses.
 type Fake struct {
-	// Fail, if not nil, may fail an operation before it starts. op is the
+	// Fail, if not nil, may fail an operation before it starts; that of Unmap
+	// forgets the endpoint all the same. op is the
 	// method's name; p has as much as the operation knows: all of it for Map,
 	// the endpoint for Unmap, the network for AddNetwork and RemoveNetwork.
 	Fail func(op string, p portmap.Publication) error
@@ -117,13 +118,11 @@ func (f *Fake) Map(p portmap.Publication) error {
 
 // Unmap removes an endpoint's mappings.
 func (f *Fake) Unmap(endpoint string) error {
-	if err := f.fail("Unmap", portmap.Publication{Target: portmap.Target{Endpoint: endpoint}}); err != nil {
-		return err
-	}
+	err := f.fail("Unmap", portmap.Publication{Target: portmap.Target{Endpoint: endpoint}})
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	delete(f.pubs, endpoint)
-	return nil
+	return err
 }
 
 // Guard implements Mapper.
