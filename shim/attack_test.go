@@ -13,14 +13,19 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// recorder is an engine that remembers what it was asked.
+// recorder is an engine that remembers what it was asked, and answers /early before
+// it has read the body.
 type recorder struct {
 	mu    sync.Mutex // guards below
 	paths []string
 }
 
 func (e *recorder) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	_, _ = io.Copy(io.Discard, r.Body) // a body that breaks off is of no concern here
+	if r.URL.Path == "/early" {
+		_ = http.NewResponseController(w).EnableFullDuplex()
+	} else {
+		_, _ = io.Copy(io.Discard, r.Body) // a body that breaks off is of no concern here
+	}
 	e.mu.Lock()
 	e.paths = append(e.paths, r.URL.Path)
 	e.mu.Unlock()
@@ -86,6 +91,24 @@ func TestNoSecondRequestWithinOne(t *testing.T) {
 			})
 		}
 	}
+}
+
+// An engine may answer before it has read the body. What follows a body that breaks
+// off after that is no request.
+func TestNoSecondRequestAfterAnEarlyAnswer(t *testing.T) {
+	e := &recorder{}
+	r := newRig(t, e.ServeHTTP)
+	c := dial(t, r.api)
+	require.NoError(t, c.SetDeadline(time.Now().Add(soon)))
+	_, err := io.WriteString(c, "POST /early HTTP/1.1\r\nHost: docker\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n")
+	require.NoError(t, err)
+	resp, err := http.ReadResponse(bufio.NewReader(c), nil)
+	require.NoError(t, err)
+	assert.True(t, resp.Close)
+	_, _ = io.WriteString(c, "zz\r\nPOST /hidden HTTP/1.1\r\nHost: docker\r\nContent-Length: 0\r\n\r\n") // it may be closed
+	_, _ = io.Copy(io.Discard, c)
+	r.quiet()
+	assert.Equal(t, []string{"/early"}, e.asked())
 }
 
 // What two readers agree on is one request and its body.

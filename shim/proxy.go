@@ -40,7 +40,7 @@ func (s *Shim) forward(w http.ResponseWriter, r *http.Request, rw *rewrite) {
 		ErrorLog:      slog.NewLogLogger(s.cfg.Log.Handler(), slog.LevelDebug),
 		ModifyResponse: func(resp *http.Response) error {
 			s.engineUp.note(nil)
-			if body.failed.Load() != nil {
+			if body.open(r) {
 				resp.Header.Set("Connection", "close")
 			}
 			if rw == nil || resp.StatusCode != rw.status || rw.apply(resp) || rw.otherwise == nil {
@@ -49,7 +49,7 @@ func (s *Shim) forward(w http.ResponseWriter, r *http.Request, rw *rewrite) {
 			return errLeft
 		},
 		ErrorHandler: func(w http.ResponseWriter, r *http.Request, err error) {
-			if body.failed.Load() != nil {
+			if body.open(r) {
 				w.Header().Set("Connection", "close")
 			}
 			if errors.Is(err, errLeft) {
@@ -71,8 +71,9 @@ func (s *Shim) forward(w http.ResponseWriter, r *http.Request, rw *rewrite) {
 }
 
 // clientBody remembers why a request's body could not be read, which is not the
-// engine's fault. A connection whose body has broken off is closed after the
-// answer: a full-duplex server would take what is left for the next request.
+// engine's fault. A connection whose body has broken off, or may yet do so, is
+// closed after the answer: a full-duplex server would take what is left for the
+// next request.
 type clientBody struct {
 	io.ReadCloser
 	client *http.ResponseController
@@ -80,6 +81,9 @@ type clientBody struct {
 	failed atomic.Pointer[error]
 	engine atomic.Pointer[error] // why the engine went away before it answered
 }
+
+// open says whether there may be more of the request's body to come.
+func (b *clientBody) open(r *http.Request) bool { return r.ContentLength != 0 && !b.ended.Load() }
 
 func (b *clientBody) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
