@@ -21,6 +21,7 @@ type tenant struct {
 	publish []string // arguments of -p
 	listen  []string // arguments of demo echo
 	probes  []way
+	chosen  bool // Portolan chose its host ports, and may give them to the next
 }
 
 // way leads to a tenant's port, and names the port in the container that it leads
@@ -104,7 +105,7 @@ func (s *soak) long(ctx context.Context, t tenant, base int) error {
 
 // ephemeral lets Portolan choose; which ports it has taken says portolan inspect.
 func (s *soak) ephemeral(ctx context.Context, t tenant, _ int) error {
-	t.publish = []string{"7000/udp", "7000"}
+	t.publish, t.chosen = []string{"7000/udp", "7000"}, true
 	t.listen = []string{"-udp", "7000", "-tcp", "7000"}
 	return s.live(ctx, t, func(t *tenant) error {
 		for _, network := range []string{"udp", "tcp"} {
@@ -193,7 +194,11 @@ func (s *soak) live(ctx context.Context, t tenant, next func(*tenant) error) err
 		return err
 	}
 	for _, p := range t.probes {
-		if text, err := p.send(p.network, p.host, "late", 100*time.Millisecond); err == nil {
+		text, err := p.send(p.network, p.host, "late", 100*time.Millisecond)
+		if err != nil {
+			continue
+		}
+		if e, err := parseEchoed(text); err != nil || !t.chosen || e.name == t.name {
 			return fmt.Errorf("%s, %s port %d: %q came after the end", p.name, p.network, p.host, text)
 		}
 	}

@@ -119,7 +119,7 @@ func without(a, b []string) []string {
 var (
 	counters = regexp.MustCompile(`packets \d+ bytes \d+|\[\d+:\d+\]`)
 	blanks   = regexp.MustCompile(`\s+`)
-	metrics  = regexp.MustCompile(`expires \S+|pref \S+|linkdown|dead`)
+	metrics  = regexp.MustCompile(`expires \S+|pref \S+|\b(linkdown|dead)\b`)
 )
 
 func listing(name string, args ...string) func(Namespace) ([]string, error) {
