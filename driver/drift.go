@@ -15,6 +15,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/portolan/portolan/internal/rtnetlink"
 	"github.com/portolan/portolan/internal/store"
 	"github.com/portolan/portolan/portmap"
 )
@@ -37,14 +38,14 @@ func takeView() (view, error) {
 		links: map[string]netlink.Link{}, names: map[int]string{}, addrs: map[int][]netip.Prefix{},
 		apart: sync.OnceValue(portmap.PortsApart),
 	}
-	links, err := dump(netlink.LinkList)
+	links, err := rtnetlink.Dump(netlink.LinkList)
 	if err != nil {
 		return v, fmt.Errorf("list interfaces: %w", err)
 	}
 	for _, l := range links {
 		v.links[l.Attrs().Name], v.names[l.Attrs().Index] = l, l.Attrs().Name
 	}
-	addrs, err := dump(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, netlink.FAMILY_ALL) })
+	addrs, err := rtnetlink.Dump(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, netlink.FAMILY_ALL) })
 	if err != nil {
 		return v, fmt.Errorf("list addresses: %w", err)
 	}

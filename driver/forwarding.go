@@ -11,6 +11,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/portolan/portolan/internal/rtnetlink"
 	"github.com/portolan/portolan/internal/sklookup"
 	"github.com/portolan/portolan/internal/store"
 	"github.com/portolan/portolan/portmap"
@@ -118,7 +119,7 @@ func (d *Driver) changedAlong(f family) ([]store.Sysctl, error) {
 // advertisement accept more of them although the host forwards: with
 // accept_ra=1 it would lose the route.
 func (d *Driver) keepAdvertisedRoutes() error {
-	routes, err := dump(func() ([]netlink.Route, error) {
+	routes, err := rtnetlink.Dump(func() ([]netlink.Route, error) {
 		return netlink.RouteList(nil, netlink.FAMILY_V6)
 	})
 	if err != nil {

@@ -8,6 +8,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"github.com/portolan/portolan/internal/fault"
+	"github.com/portolan/portolan/internal/rtnetlink"
 )
 
 // AliasPrefix begins the alias (IFLA_IFALIAS) of every interface of ours, and of
@@ -52,7 +53,7 @@ func removeLink(l netlink.Link) error {
 
 // ourLinks returns all interfaces of ours, whatever process made them.
 func ourLinks() ([]netlink.Link, error) {
-	all, err := dump(netlink.LinkList)
+	all, err := rtnetlink.Dump(netlink.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("list interfaces: %w", err)
 	}
@@ -97,18 +98,4 @@ func Interfaces() ([]Interface, error) {
 		ours[i].Endpoint, ours[i].InContainer = id, !dead
 	}
 	return ours, nil
-}
-
-// dump lists something. The kernel may be interrupted by changes and then gives
-// an incomplete list, which is thrown away.
-func dump[T any](list func() ([]T, error)) ([]T, error) {
-	const tries = 20
-	var err error
-	for range tries {
-		var got []T
-		if got, err = list(); !errors.Is(err, netlink.ErrDumpInterrupted) {
-			return got, err
-		}
-	}
-	return nil, err
 }

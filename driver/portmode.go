@@ -7,6 +7,7 @@ import (
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
+	"github.com/portolan/portolan/internal/rtnetlink"
 	"github.com/portolan/portolan/internal/store"
 )
 
@@ -27,7 +28,7 @@ func wantedMode(n store.Network, apart func() bool) portMode {
 // portModes are the modes of all bridge ports of this host, by interface index.
 // netlink.LinkGetProtinfo lists them all for one.
 func portModes() (map[int]portMode, error) {
-	msgs, err := dump(func() ([][]byte, error) {
+	msgs, err := rtnetlink.Dump(func() ([][]byte, error) {
 		req := nl.NewNetlinkRequest(unix.RTM_GETLINK, unix.NLM_F_DUMP)
 		req.AddData(nl.NewIfInfomsg(unix.AF_BRIDGE))
 		return req.Execute(unix.NETLINK_ROUTE, 0)

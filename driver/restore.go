@@ -14,6 +14,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 
+	"github.com/portolan/portolan/internal/rtnetlink"
 	"github.com/portolan/portolan/internal/store"
 	"github.com/portolan/portolan/portmap"
 )
@@ -178,7 +179,7 @@ func (d *Driver) strays() (nets []portmap.Network) {
 // strayNetwork is what the addresses of a bridge tell.
 func strayNetwork(id string, br netlink.Link) portmap.Network {
 	n := portmap.Network{ID: id, Bridge: br.Attrs().Name, Internal: true}
-	addrs, err := netlink.AddrList(br, netlink.FAMILY_ALL)
+	addrs, err := rtnetlink.Dump(func() ([]netlink.Addr, error) { return netlink.AddrList(br, netlink.FAMILY_ALL) })
 	if err != nil {
 		return n // closed all the same
 	}

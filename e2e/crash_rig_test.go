@@ -241,8 +241,9 @@ func (r *crashRig) picture() enginetest.Snapshot {
 	state := r.take()
 	for kind, lines := range state {
 		for i, line := range lines {
-			line = serial.ReplaceAllString(replace.Replace(line), "$1")
-			state[kind][i] = steering.ReplaceAllString(line, "$1:STEERING")
+			// First, as such a UDP port may have the number of the ephemeral TCP port.
+			line = steering.ReplaceAllString(line, "$1:STEERING")
+			state[kind][i] = serial.ReplaceAllString(replace.Replace(line), "$1")
 		}
 	}
 	return state

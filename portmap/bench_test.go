@@ -121,7 +121,6 @@ type anyRanges struct{}
 
 func (anyRanges) Reserve(uint8, netip.Addr, uint16, uint16) error                 { return nil }
 func (anyRanges) Steer(uint8, netip.Addr, uint16, uint16, bool, bool, bool) error { return nil }
-func (anyRanges) Rest(uint8, netip.Addr, uint16, uint16) error                    { return nil }
 func (anyRanges) Release(uint8, netip.Addr, uint16, uint16) error                 { return nil }
 func (anyRanges) Sockets() ([]*net.TCPListener, []*net.UDPConn, error)            { return nil, nil, nil }
 

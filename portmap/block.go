@@ -30,8 +30,6 @@ type Ranges interface {
 	// of Sockets: of IPv4, of IPv6, or, with local6, of IPv6 only what is for ::1
 	// and link-local addresses.
 	Steer(proto uint8, host netip.Addr, first, last uint16, ip4, ip6, local6 bool) error
-	// Rest drops what arrives, as after Reserve.
-	Rest(proto uint8, host netip.Addr, first, last uint16) error
 	// Release gives ports back.
 	Release(proto uint8, host netip.Addr, first, last uint16) error
 	// Sockets opens what Steer leads to, for all ranges together; the caller
@@ -229,12 +227,6 @@ func (b *block) serve(p *hostPort, t Target, moved bool) error {
 	nat4, nat6 := t.NAT4(p.Mapping), t.NAT6(p.Mapping)
 	fault.Point("serve block")
 	return b.all.ranges.Steer(uint8(p.Proto), p.HostIP, p.HostPort, p.HostPortEnd, ip4 && !nat4, ip6 && !nat6, ip6)
-}
-
-// rest keeps the range, and serves nobody.
-func (b *block) rest(p *hostPort) error {
-	err := b.all.ranges.Rest(uint8(p.Proto), p.HostIP, p.HostPort, p.HostPortEnd)
-	return errors.Join(err, b.all.stop(p))
 }
 
 // close gives the range back.

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/portolan/portolan/internal/fault"
+	"github.com/portolan/portolan/internal/rtnetlink"
 )
 
 // flushUDP deletes the UDP conntrack entries that a change of mappings has made
@@ -133,7 +134,7 @@ func (t udpTarget) replySource(dst netip.AddrPort) netip.AddrPort {
 
 // hostAddresses are the addresses of this host.
 func hostAddresses() (map[netip.Addr]bool, error) {
-	addrs, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
+	addrs, err := rtnetlink.Dump(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, netlink.FAMILY_ALL) })
 	if err != nil {
 		return nil, fmt.Errorf("list addresses of this host: %w", err)
 	}

@@ -10,6 +10,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/portolan/portolan/internal/rtnetlink"
 )
 
 // holder is who keeps a port from being bound, as far as the kernel tells:
@@ -117,7 +119,7 @@ func hostAddress(other netip.Addr) netip.Addr {
 	if other.Is4() {
 		family, example = netlink.FAMILY_V4, netip.MustParseAddr("192.0.2.2")
 	}
-	addrs, err := netlink.AddrList(nil, family)
+	addrs, err := rtnetlink.Dump(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, family) })
 	if err != nil {
 		return example
 	}

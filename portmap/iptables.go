@@ -128,6 +128,7 @@ func (m *IPTables) Load(nets []Network, pubs []Publication) error {
 	defer m.mu.Unlock()
 	next := newIPTMirror()
 	next.guard4, next.guard6 = m.guard4, m.guard6
+	next.uplinks, next.foreign = m.uplinks, m.foreign
 	for _, n := range nets {
 		if err := next.addNetwork(n); err != nil {
 			return err

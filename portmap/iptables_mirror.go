@@ -6,6 +6,8 @@ import (
 	"strings"
 
 	"github.com/vishvananda/netlink"
+
+	"github.com/portolan/portolan/internal/rtnetlink"
 )
 
 // iptMirror is what the rules are made of.
@@ -57,11 +59,14 @@ func (m *iptMirror) publish(p Publication) error {
 // with another name is seen by the next Check. Without an answer of the kernel
 // it all stays as it was.
 func (m *iptMirror) readBridges() {
-	links, err := netlink.LinkList()
+	links, err := rtnetlink.Dump(netlink.LinkList)
 	if err != nil {
 		return
 	}
-	uplinks := uplinkBridges()
+	uplinks, err := uplinkBridges()
+	if err != nil {
+		return
+	}
 	own := map[string]bool{}
 	for _, n := range m.nets {
 		own[n.Bridge] = true

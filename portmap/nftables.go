@@ -109,7 +109,11 @@ func (m *NFTables) rebuildLocked() (err error) {
 		return err
 	}
 	sets := maps.Clone(m.conn.sets)
-	m.uplinks, m.uplinksRead = uplinkBridges(), time.Now()
+	if uplinks, err := uplinkBridges(); err != nil {
+		m.log.Warn("look for bridges that lead to a LAN; those known stay", "err", err)
+	} else {
+		m.uplinks, m.uplinksRead = uplinks, time.Now()
+	}
 	parts := []nftPart{planBase()}
 	for _, n := range m.nets {
 		parts = append(parts, planNetwork(n))

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+
+	"github.com/portolan/portolan/internal/rtnetlink"
 )
 
 // uplinkInterval is how often Check looks for bridges that lead to a LAN: a
@@ -15,10 +17,10 @@ const uplinkInterval = 30 * time.Second
 
 // uplinkBridges are the bridges that lead to a LAN: those with a physical port,
 // and those that a default route goes by.
-func uplinkBridges() []string {
-	links, err := netlink.LinkList()
+func uplinkBridges() ([]string, error) {
+	links, err := rtnetlink.Dump(netlink.LinkList)
 	if err != nil {
-		return nil
+		return nil, fmt.Errorf("list interfaces: %w", err)
 	}
 	names := map[int]string{}
 	for _, l := range links {
@@ -36,9 +38,9 @@ func uplinkBridges() []string {
 		}
 	}
 	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
-		routes, err := netlink.RouteList(nil, family)
+		routes, err := rtnetlink.Dump(func() ([]netlink.Route, error) { return netlink.RouteList(nil, family) })
 		if err != nil {
-			continue
+			return nil, fmt.Errorf("list routes: %w", err)
 		}
 		for _, r := range routes {
 			if r.Gw != nil && names[r.LinkIndex] != "" {
@@ -51,7 +53,7 @@ func uplinkBridges() []string {
 		out = append(out, name)
 	}
 	slices.Sort(out)
-	return out
+	return out, nil
 }
 
 func uplinkElements(names []string) (es []nftElem) {
@@ -62,8 +64,11 @@ func uplinkElements(names []string) (es []nftElem) {
 }
 
 func (m *NFTables) refreshUplinksLocked() error {
+	now, err := uplinkBridges()
+	if err != nil {
+		return fmt.Errorf("look for bridges that lead to a LAN: %w", err)
+	}
 	m.uplinksRead = time.Now()
-	now := uplinkBridges()
 	if slices.Equal(now, m.uplinks) {
 		return nil
 	}

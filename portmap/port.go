@@ -52,12 +52,8 @@ func (p *hostPort) serve(t Target, cfg proxyConfig) error {
 
 // rest keeps the port and serves nobody.
 func (p *hostPort) rest() {
-	served := p.target.Swap(nil) != nil
-	switch {
-	case p.block != nil && served:
-		_ = p.block.rest(p) // nothing is served; it may be that nothing is dropped
-		return
-	case p.proxy == nil:
+	p.target.Store(nil)
+	if p.proxy == nil {
 		if p.Socket != nil && p.adopted {
 			_ = p.Shut()
 		}

@@ -61,11 +61,6 @@ func (f *fakeRanges) Steer(proto uint8, host netip.Addr, first, last uint16, ip4
 	return nil
 }
 
-func (f *fakeRanges) Rest(proto uint8, host netip.Addr, first, last uint16) error {
-	f.set(proto, host, first, last, "known", "dropped")
-	return nil
-}
-
 func (f *fakeRanges) Release(proto uint8, host netip.Addr, first, last uint16) error {
 	f.set(proto, host, first, last, "known", "")
 	return nil

@@ -43,6 +43,9 @@ const (
 	signalQueue = 16
 )
 
+// errDeaf is of the bus, or firewalld.
+var errDeaf = errors.New("firewalld answers nobody")
+
 // Config is for Open. Every field may be zero.
 type Config struct {
 	Log *slog.Logger // nil is silent
@@ -63,6 +66,9 @@ type Zones struct {
 	wanted map[string]bool
 	known  map[string]string // to the zone that the log has it in
 	hinted map[string]bool
+	deaf   bool // the last call got no answer
+
+	late chan struct{} // Add could not
 
 	settleWait time.Duration
 
@@ -76,7 +82,7 @@ func Open(cfg Config) *Zones {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	z := &Zones{cfg: cfg, wanted: map[string]bool{}, known: map[string]string{}, hinted: map[string]bool{}, settleWait: settleWait}
+	z := &Zones{cfg: cfg, late: make(chan struct{}, 1), wanted: map[string]bool{}, known: map[string]string{}, hinted: map[string]bool{}, settleWait: settleWait}
 	conn, err := dial()
 	if err != nil {
 		cfg.Log.Debug("no D-Bus, and so no way to ask firewalld", "err", err)
@@ -119,7 +125,17 @@ func (z *Zones) Add(name string) error {
 		z.hintLocked(name)
 		return nil
 	}
-	return z.placeLocked(name)
+	var err error
+	if !z.deaf { // else one has waited already
+		err = z.placeLocked(name)
+	}
+	if err != nil || z.deaf {
+		select {
+		case z.late <- struct{}{}:
+		default: // Run is told already
+		}
+	}
+	return err
 }
 
 // hintLocked is for who has no D-Bus, as the managed plugin: it says once what
@@ -195,6 +211,7 @@ func (z *Zones) runsLocked() bool {
 	defer cancel()
 	var has bool
 	err := z.conn.BusObject().CallWithContext(ctx, "org.freedesktop.DBus.NameHasOwner", 0, busName).Store(&has)
+	z.deaf = errors.Is(err, context.DeadlineExceeded)
 	return err == nil && has
 }
 
@@ -203,6 +220,7 @@ func (z *Zones) callLocked(method string, reply []any, args ...any) error {
 	defer cancel()
 	call := z.conn.Object(busName, objectPath).CallWithContext(ctx, zoneMethod+method, dbus.FlagNoAutoStart, args...)
 	err := call.Err
+	z.deaf = errors.Is(err, context.DeadlineExceeded)
 	if err == nil && reply != nil {
 		err = call.Store(reply...)
 	}
@@ -298,6 +316,8 @@ func (z *Zones) follow(ctx context.Context, conn *dbus.Conn) {
 				return
 			case <-again:
 				wait = false
+			case <-z.late:
+				again = time.After(retryEvery)
 			case s, ok := <-signals:
 				wait = ok && !counts(s)
 			}
@@ -322,8 +342,12 @@ func (z *Zones) placeAll() error {
 	defer z.mu.Unlock()
 	var errs []error
 	for name := range z.wanted {
-		if z.conn != nil {
-			errs = append(errs, z.placeLocked(name))
+		if z.conn == nil {
+			break
+		}
+		if errs = append(errs, z.placeLocked(name)); z.deaf {
+			errs = append(errs, errDeaf) // nor will it answer the others
+			break
 		}
 	}
 	return errors.Join(errs...)

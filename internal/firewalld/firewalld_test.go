@@ -222,6 +222,21 @@ func TestSettle(t *testing.T) {
 	z.Settle()
 }
 
+// One caller waits for a firewalld that answers nobody; all are served when it does.
+func TestAddWhereFirewalldIsDeaf(t *testing.T) {
+	m := newMachine(t)
+	m.startFirewalld()
+	z := Open(Config{Log: m.logger()})
+	m.follow(z)
+	require.NoError(t, z.Add("pl0"))
+	require.NoError(t, m.firewalld.Process.Signal(syscall.SIGSTOP))
+	require.ErrorIs(t, z.Add("pl1"), context.DeadlineExceeded)
+	require.NoError(t, z.Add("pl2"), "it does not ask")
+	require.NoError(t, m.firewalld.Process.Signal(syscall.SIGCONT))
+	m.eventually("pl1", "trusted")
+	m.eventually("pl2", "trusted")
+}
+
 // Without a bus nothing happens, but for a hint where firewalld has rules.
 func TestZonesWithoutABus(t *testing.T) {
 	t.Setenv("DBUS_SYSTEM_BUS_ADDRESS", "unix:path=/nowhere")

@@ -11,6 +11,8 @@ import (
 	rtnl "github.com/mdlayher/netlink"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/portolan/portolan/internal/rtnetlink"
 )
 
 // resyncAfter is the pause before a list that failed is asked for again.
@@ -109,10 +111,7 @@ func (w *watcher) sync() error {
 // localAddresses are this host's, but for those that mean something on one
 // interface alone and those that duplicate address detection has not let through.
 func localAddresses() (map[programsAddress]bool, error) {
-	list, err := netlink.AddrList(nil, netlink.FAMILY_V6)
-	for n := 0; errors.Is(err, netlink.ErrDumpInterrupted) && n < 10; n++ {
-		list, err = netlink.AddrList(nil, netlink.FAMILY_V6)
-	}
+	list, err := rtnetlink.Dump(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, netlink.FAMILY_V6) })
 	if err != nil {
 		return nil, fmt.Errorf("list addresses: %w", err)
 	}

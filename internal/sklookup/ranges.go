@@ -102,11 +102,6 @@ func (t *Table) Steer(proto uint8, host netip.Addr, first, last uint16, ip4, ip6
 	})
 }
 
-// Rest drops what arrives, as after Reserve.
-func (t *Table) Rest(proto uint8, host netip.Addr, first, last uint16) error {
-	return t.change(proto, host, first, last, func(r *portRange) { r.state = stateDrop })
-}
-
 // Release gives ports back. Those that are not held are nil.
 func (t *Table) Release(proto uint8, host netip.Addr, first, last uint16) error {
 	err := t.change(proto, host, first, last, func(r *portRange) { r.state = 0 })

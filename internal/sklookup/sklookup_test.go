@@ -392,7 +392,6 @@ func TestSteer(t *testing.T) {
 		{"IPv4", func(p uint8) error { return table.Steer(p, everywhere, 20000, 65535, true, false, false) }, all[:3]},
 		{"what netfilter cannot", func(p uint8) error { return table.Steer(p, everywhere, 20000, 65535, false, false, true) }, []string{"::1", ll}},
 		{"nothing", func(p uint8) error { return table.Steer(p, everywhere, 20000, 65535, false, false, false) }, nil},
-		{"at rest", func(p uint8) error { return table.Rest(p, everywhere, 20000, 65535) }, nil},
 	}
 	for _, tt := range tests {
 		for _, proto := range []uint8{tcp, udp} {

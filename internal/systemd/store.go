@@ -130,6 +130,11 @@ func (s *Store) inherit() {
 	var all []*File
 	for {
 		fds, err := s.receive()
+		if errors.Is(err, errTorn) {
+			s.log.Warn("sockets that systemd keeps are lost", "got", len(fds), "err", err)
+			closeAll(fds)
+			continue // with the next message
+		}
 		if err != nil || len(fds) == 0 {
 			break
 		}
@@ -155,6 +160,9 @@ func (s *Store) inherit() {
 }
 
 var errNoFile = errors.New("it has no file descriptor")
+
+// errTorn is of a message that was received, and not all of it.
+var errTorn = errors.New("descriptors of a message are lost")
 
 // cookie is the kernel's number of a socket, which is never used again.
 func cookie(s Socket) (c uint64, err error) {
@@ -349,6 +357,9 @@ func (s *Store) receive() (fds []int, err error) {
 	}
 	if err == nil && len(fds) != n {
 		err = fmt.Errorf("%d of %d sockets: no file left", len(fds), n)
+	}
+	if err != nil {
+		err = fmt.Errorf("%w: %w", errTorn, err)
 	}
 	return fds, err
 }
