@@ -115,3 +115,30 @@ func TestCrashWhileTheFileIsBehind(t *testing.T) {
 	r.ok("DeleteNetwork", object{"NetworkID": id(1)})
 	r.nothingLeft()
 }
+
+// A guard that stands for forwarding that could not be turned on goes again: it
+// would drop what others forward.
+func TestFullDiskBehindTheGuard(t *testing.T) {
+	forwardingOff(t)
+	r, full := newSmallRig(t)
+	room := func() {}
+	r.mapper.Fail = func(op string, _ portmap.Publication) error {
+		if op == "Guard" {
+			r.mapper.Fail = nil
+			room = full()
+		}
+		return nil
+	}
+	assert.Contains(t, r.refused("CreateNetwork", networkOf(1, true, nil)), "no space left on device")
+	ipv4, ipv6, err := r.mapper.Guarded()
+	require.NoError(t, err)
+	assert.False(t, ipv4 || ipv6)
+	assert.Equal(t, "0", sysctl(t, "ipv4/ip_forward"))
+	room()
+	r.ok("CreateNetwork", networkOf(2, true, nil))
+	ipv4, ipv6, err = r.mapper.Guarded()
+	require.NoError(t, err)
+	assert.True(t, ipv4 && ipv6)
+	r.ok("DeleteNetwork", object{"NetworkID": id(2)})
+	r.nothingLeft()
+}

@@ -13,6 +13,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/portolan/portolan/internal/store"
 	"github.com/portolan/portolan/portmap"
 )
 
@@ -103,4 +104,18 @@ func TestNewEngineBuriesWhatHasNoSandbox(t *testing.T) {
 	port, err := findPort(id(10))
 	assert.NoError(t, err)
 	assert.Nil(t, port)
+}
+
+// An engine that starts after somebody has set the clock is not older than what it
+// asks for.
+func TestEngineAfterTheClockWasSet(t *testing.T) {
+	c := newClock()
+	for _, by := range []time.Duration{year, -year} {
+		var e engines
+		ctx := WithCaller(t.Context(), jumped(c.began.Add(time.Minute), by))
+		assert.True(t, e.meet(ctx))
+		assert.True(t, e.outlived(store.Endpoint{Created: c.at(c.began)}, c), "of the engine before")
+		assert.False(t, e.outlived(store.Endpoint{Created: c.at(c.began.Add(2 * time.Minute))}, c))
+	}
+	assert.False(t, new(engines).outlived(store.Endpoint{Created: c.now()}, c), "nobody has asked yet")
 }

@@ -446,6 +446,7 @@ func TestRestore(t *testing.T) {
 		run("s2", target("e2", 3), "127.0.0.1:9003->53/udp"),
 		run("s3", target("e3", 4), "40000->80", "5000->5000/sctp"),
 		run("s3", target("e4", 5)),
+		run("s1", target("e9", 2), "8080->80"), // of a record that an earlier version could leave
 	}, nil))
 	r.requireMapped("e1 8080->80 9000-9002->9000-9002/udp 9004-9009->9004-9009/udp", "e3 40000->80 5000->5000/sctp")
 	require.Equal(t, []string{"9003->9003/udp"}, texts(r.Lost("e1")))

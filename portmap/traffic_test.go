@@ -633,6 +633,37 @@ func TestHealthyFlowsStay(t *testing.T) {
 	}
 }
 
+// TestRestoreForgetsTheDead: a client that never pauses is cut off from a container
+// that ended while no daemon was there, whose address is the next one's.
+func TestRestoreForgetsTheDead(t *testing.T) {
+	w := newTown(t)
+	say(t, w.c2, 53, "two")
+	w.publish(t, "s1", target("e1", 2), "5300:53/udp")
+	w.publish(t, "s2", target("e2", 2), "5400:53/udp")
+	var stale, alive net.Conn
+	require.NoError(t, w.neighbour.Do(func() (err error) { stale, err = net.Dial("udp", "198.51.100.1:5300"); return err }))
+	defer stale.Close()
+	require.NoError(t, w.neighbour.Do(func() (err error) { alive, err = net.Dial("udp", "198.51.100.1:5400"); return err }))
+	defer alive.Close()
+	for _, c := range []net.Conn{stale, alive} {
+		got, err := question(c, answerWait)
+		require.NoError(t, err)
+		require.Equal(t, "two", got)
+	}
+	require.NoError(t, w.Close())
+	restarted := portmap.NewPublisher(portmap.PublisherConfig{Mapper: w.mapper, Hooks: w.hooks})
+	t.Cleanup(func() { assert.NoError(t, restarted.Close()) })
+	run := portmap.Run{Sandbox: "s2", Publication: portmap.Publication{Target: target("e2", 2), Mappings: mappings(t, "5400->53/udp")}}
+	require.NoError(t, restarted.Restore([]portmap.Network{rigNet}, []portmap.Run{run}, mappings(t, "5300->53/udp")))
+	require.Empty(t, entry(t, stale))
+	_, err := question(stale, 100*time.Millisecond)
+	require.Error(t, err, "nobody publishes it")
+	got, err := question(alive, answerWait)
+	require.NoError(t, err)
+	require.Equal(t, "two", got)
+	require.NoError(t, restarted.Release("s2"))
+}
+
 // TestNothingBeforePublished connects to a port that is reserved and not yet
 // mapped: while record runs.
 func TestNothingBeforePublished(t *testing.T) {
