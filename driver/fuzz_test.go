@@ -10,6 +10,8 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
 
 	"github.com/portolan/portolan/internal/store"
 )
@@ -166,5 +168,29 @@ func FuzzOptions(f *testing.F) {
 		var again store.Network
 		require.NoError(t, json.Unmarshal(text, &again))
 		require.True(t, sameNetwork(n, again), "%s", text)
+	})
+}
+
+// FuzzPortMode reads any message as the kernel's of a bridge port.
+func FuzzPortMode(f *testing.F) {
+	header := make([]byte, unix.SizeofIfInfomsg)
+	header[0], header[4] = unix.AF_BRIDGE, 9
+	flags := nl.NewRtAttr(unix.IFLA_PROTINFO|unix.NLA_F_NESTED, nil)
+	flags.AddRtAttr(nl.IFLA_BRPORT_MODE, []byte{1})
+	flags.AddRtAttr(nl.IFLA_BRPORT_ISOLATED, []byte{1})
+	whole := slices.Concat(header, flags.Serialize())
+	index, mode, err := parsePortMode(whole)
+	require.NoError(f, err)
+	require.Equal(f, 9, index)
+	require.Equal(f, portMode{hairpin: true, isolated: true}, mode)
+	f.Add(whole)
+	f.Add(header)
+	f.Add([]byte{})
+	f.Fuzz(func(t *testing.T, msg []byte) {
+		_, mode, err := parsePortMode(msg)
+		if len(msg) < unix.SizeofIfInfomsg {
+			require.Error(t, err)
+			require.Zero(t, mode)
+		}
 	})
 }

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 
+	mdl "github.com/mdlayher/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
@@ -52,27 +53,27 @@ func parsePortMode(msg []byte) (index int, mode portMode, err error) {
 		return 0, mode, fmt.Errorf("message of %d bytes", len(msg))
 	}
 	index = int(int32(binary.NativeEndian.Uint32(msg[4:])))
-	attrs, err := nl.ParseRouteAttr(msg[unix.SizeofIfInfomsg:])
+	ad, err := mdl.NewAttributeDecoder(msg[unix.SizeofIfInfomsg:])
 	if err != nil {
 		return index, mode, err
 	}
-	for _, a := range attrs {
-		if a.Attr.Type&^unix.NLA_F_NESTED != unix.IFLA_PROTINFO {
+	for ad.Next() {
+		if ad.Type() != unix.IFLA_PROTINFO {
 			continue
 		}
-		flags, err := nl.ParseRouteAttr(a.Value)
-		if err != nil {
-			return index, mode, err
-		}
-		for _, f := range flags {
-			on := len(f.Value) == 1 && f.Value[0] != 0
-			switch f.Attr.Type {
-			case nl.IFLA_BRPORT_MODE:
-				mode.hairpin = on
-			case nl.IFLA_BRPORT_ISOLATED:
-				mode.isolated = on
+		ad.Nested(func(flags *mdl.AttributeDecoder) error {
+			for flags.Next() {
+				switch flags.Type() {
+				case nl.IFLA_BRPORT_MODE:
+					mode.hairpin = isOn(flags.Bytes())
+				case nl.IFLA_BRPORT_ISOLATED:
+					mode.isolated = isOn(flags.Bytes())
+				}
 			}
-		}
+			return nil
+		})
 	}
-	return index, mode, nil
+	return index, mode, ad.Err()
 }
+
+func isOn(flag []byte) bool { return len(flag) == 1 && flag[0] != 0 }

@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"testing"
 
+	"github.com/google/nftables/expr"
 	mdl "github.com/mdlayher/netlink"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -108,5 +109,35 @@ func FuzzListed(f *testing.F) {
 		again, isUDP, ok := parseListed(short)
 		require.True(t, ok && isUDP, "%s", short)
 		require.Equal(t, e, again)
+	})
+}
+
+// FuzzKernelRule reads any message as a rule of nftables: others write the rules of
+// DOCKER-USER. Whatever is read can be asked what Portolan asks.
+func FuzzKernelRule(f *testing.F) {
+	attributes := func(as ...mdl.Attribute) []byte {
+		b, err := mdl.MarshalAttributes(as)
+		require.NoError(f, err)
+		return b
+	}
+	expression := func(name string, data ...mdl.Attribute) mdl.Attribute {
+		return mdl.Attribute{Type: unix.NFTA_LIST_ELEM, Data: attributes(
+			mdl.Attribute{Type: unix.NFTA_EXPR_NAME, Data: []byte(name + "\x00")}, mdl.Attribute{Type: unix.NFTA_EXPR_DATA, Data: attributes(data...)})}
+	}
+	counter := expression("counter", mdl.Attribute{Type: unix.NFTA_COUNTER_PACKETS, Data: []byte{0, 0, 0, 0, 0, 0, 0, 7}})
+	direction := expression("ct", mdl.Attribute{Type: unix.NFTA_CT_DIRECTION, Data: []byte{0}})
+	f.Add(attributes(
+		mdl.Attribute{Type: unix.NFTA_RULE_HANDLE, Data: []byte{0, 0, 0, 0, 0, 0, 0, 9}},
+		mdl.Attribute{Type: unix.NFTA_RULE_USERDATA, Data: []byte("\x00\x09portolan\x00")},
+		mdl.Attribute{Type: unix.NFTA_RULE_EXPRESSIONS, Data: attributes(counter, direction)},
+	))
+	f.Add([]byte{})
+	f.Fuzz(func(t *testing.T, msg []byte) {
+		r, err := parseKernelRule(msg)
+		if err != nil {
+			return
+		}
+		_, _, _ = r.packets(), r.comment(), r.leadsToDockerUser()
+		_ = r.isPlain(expr.Verdict{Kind: expr.VerdictAccept})
 	})
 }

@@ -118,7 +118,7 @@ func (r kernelRule) packets() (n uint64) {
 
 // comment is nft's, or else that of the iptables match.
 func (r kernelRule) comment() string {
-	if s, ok := userdata.GetString(r.user, userdata.TypeComment); ok {
+	if s, ok := userComment(r.user); ok {
 		return s
 	}
 	for _, e := range r.exprs {
@@ -169,4 +169,18 @@ func (e kernelExpr) verdict() (v expr.Verdict, ok bool) {
 		})
 	})
 	return v, ok && err == nil
+}
+
+// userComment is the comment in a rule's user data: a list of type, length and
+// value, as libnftnl writes it (udata.h). Any program may write anything there, for
+// which google/nftables v0.3.0 panics.
+func userComment(b []byte) (string, bool) {
+	for len(b) >= 2 && len(b) >= 2+int(b[1]) {
+		value := b[2 : 2+int(b[1])]
+		if userdata.Type(b[0]) == userdata.TypeComment {
+			return strings.TrimRight(string(value), "\x00"), true
+		}
+		b = b[2+len(value):]
+	}
+	return "", false
 }

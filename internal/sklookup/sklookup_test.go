@@ -503,3 +503,20 @@ func TestPortSets(t *testing.T) {
 		require.ErrorContains(t, err, "not a list of ports", list)
 	}
 }
+
+// FuzzPortSet reads any text as a list of ports of the kernel's. What is taken
+// reads the same again.
+func FuzzPortSet(f *testing.F) {
+	for _, list := range []string{"", "1", "1-65535", "0,8080,10000-19999,65535", "x", "5-3", "1,,2"} {
+		f.Add(list)
+	}
+	f.Fuzz(func(t *testing.T, list string) {
+		s, err := parsePorts(list)
+		if err != nil {
+			return
+		}
+		again, err := parsePorts(s.String())
+		require.NoError(t, err)
+		require.Equal(t, *s, *again)
+	})
+}
