@@ -98,17 +98,19 @@ func TestNoSecondRequestWithinOne(t *testing.T) {
 func TestNoSecondRequestAfterAnEarlyAnswer(t *testing.T) {
 	e := &recorder{}
 	r := newRig(t, e.ServeHTTP)
+	resp, _ := r.do(http.MethodPost, "/whole", "{}")
+	assert.False(t, resp.Close, "the connection of a body that has ended is for the next one")
 	c := dial(t, r.api)
 	require.NoError(t, c.SetDeadline(time.Now().Add(soon)))
 	_, err := io.WriteString(c, "POST /early HTTP/1.1\r\nHost: docker\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n")
 	require.NoError(t, err)
-	resp, err := http.ReadResponse(bufio.NewReader(c), nil)
+	resp, err = http.ReadResponse(bufio.NewReader(c), nil)
 	require.NoError(t, err)
 	assert.True(t, resp.Close)
 	_, _ = io.WriteString(c, "zz\r\nPOST /hidden HTTP/1.1\r\nHost: docker\r\nContent-Length: 0\r\n\r\n") // it may be closed
 	_, _ = io.Copy(io.Discard, c)
 	r.quiet()
-	assert.Equal(t, []string{"/early"}, e.asked())
+	assert.Equal(t, []string{"/whole", "/early"}, e.asked())
 }
 
 // What two readers agree on is one request and its body.

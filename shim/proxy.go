@@ -68,7 +68,20 @@ func (s *Shim) forward(w http.ResponseWriter, r *http.Request, rw *rewrite) {
 		},
 	}
 	proxy.ServeHTTP(w, in)
+	if body.open(r) {
+		// Whoever still sends is to see the answer before the end of the connection.
+		_ = client.Flush()
+		select {
+		case <-time.After(linger):
+		case <-r.Context().Done():
+		}
+	}
 }
+
+// linger is how long net/http, too, waits before it closes a connection on which
+// the client still sends (rstAvoidanceDelay): it does not where it does not know of
+// that.
+const linger = 500 * time.Millisecond
 
 // clientBody remembers why a request's body could not be read, which is not the
 // engine's fault. A connection whose body has broken off, or may yet do so, is
