@@ -206,6 +206,7 @@ func (r *crashRig) startCrashes(to string) {
 	restart := func(mapper string) {
 		r.killDaemon()
 		require.NoError(r, r.startDaemon(mapper))
+		require.NoError(r, r.healthy(patience)) // and the other mapper's rules are gone
 		r.answers("start with "+mapper, portsOfBoth, dialsOfBoth...)
 	}
 	withBystander(r)

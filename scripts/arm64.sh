@@ -40,7 +40,7 @@ run internal/bpfhost
 run shim
 run internal/store -test.skip '^Test(LockedByAnotherProcess|KilledWhileWriting|FullDisk|ReadOnly|RemoveOfAMountPoint)$'
 run internal/systemd -test.run '^Test(InheritIsNotForAnotherProcess|StoreWanted|OpenStoreWithoutAManager)$'
-run proxy -test.skip '^TestUDPRepliesWaitForASlowDevice$'
+run proxy -test.skip '^Test(UDPRepliesWaitForASlowDevice|UDPCountsWhatTheSocketDrops|TCPOutlivesASlowLoris|TCPOutlivesABurstBeyondTheFiles)$'
 run portmap -test.run '^Test(Allocator(Exact|AllOrNothing|NotOurAddress|Range|Ephemeral|Concurrent)|EphemeralPorts|Parse(Listed|Mapping|Ports|PortsErrors)|PortIndexRandom|Ports|PortMapping|Published|IPT(Plan|PlanChains|Kernel|RestoreText|JumpEdits|Parse|Error|Undo)|Mapping(String|JSON)?|Held|ServedByProxy|JoinMappings(Random)?|SortMappings|Rulesets|SocketSCTP|SocketFiles|Normal|PortBindingJSON|Protos)$'
 run driver -test.run '^(Test(BadBodies|MissingIDs|BodyTooLarge|TeardownOfTheUnknown|GlobalScopeMethods|PanicIsAnAnswer|CallsWaitForRestore|CallsAreBounded|Version|CreateNetworkRefused|Options|KnownOptions|Distance|GwAllocCheck|Pools|StatusOfErrors|PortOptions|StreamedRequests|AllPortsAreTwoRanges)|Fuzz(Options|Program))$'
 run internal/hooks -test.run '^TestPrefixesAreTheRange$'
@@ -56,6 +56,7 @@ cat <<'END'
                                               every little-endian machine
   what asks for a socket's cookie             it has options of 4 bytes alone (SO_COOKIE)
   tests that start their own program again    the kernel does not run an arm64 program
+  what a socket's queue has dropped           nor has it that option (SO_MEMINFO)
   signals that a test sends itself            the Go runtime may hang or crash after them
   daemons, engines                            all of the above
   the kernel's news (internal/watch)          the first two
