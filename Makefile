@@ -89,7 +89,7 @@ SOAK ?= 1h
 SOAK_MAPPER ?= nftables
 
 .PHONY: soak
-soak: deps ## floods; ports that come and go under traffic for SOAK=1h, SOAK_MAPPER=iptables; storm, crash
+soak: deps plugin ## floods; ports that come and go under traffic for SOAK=1h, SOAK_MAPPER=iptables; storm, crash
 	mkdir -p build
 	PORTOLAN_FLOOD=1000000 go test -count=1 -v -timeout 30m -run '^Test(UDPFlood|SYNFlood|MaxFlows)$$' ./portmap
 	SOAK='$(SOAK)' SOAK_MAPPER='$(SOAK_MAPPER)' SOAK_LOG='$(CURDIR)/build/soak.md' go test -tags soak -count=1 -v -timeout 24h -run '^Test(Soak|Stuck|Slow)' ./e2e
