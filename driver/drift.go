@@ -203,10 +203,6 @@ func (d *Driver) repairBridge(n store.Network, what string, v view) (did bool, e
 	if now, ok := d.store.Network(n.ID); !ok || now.Phase != store.Done {
 		return false, nil // it has been removed meanwhile
 	}
-	// One whose name was taken when the daemon started has none yet.
-	if err := d.mapper.AddNetwork(n.Network); err != nil {
-		return false, err
-	}
 	if err := d.makeBridge(n); err != nil {
 		return false, fmt.Errorf("repair bridge %s (%s): %w", n.Bridge, what, err)
 	}

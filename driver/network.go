@@ -72,16 +72,22 @@ func (d *Driver) addNetwork(ctx context.Context, n store.Network) error {
 
 // buildNetwork brings into the kernel what the record says.
 func (d *Driver) buildNetwork(n store.Network) error {
+	if err := d.raiseNetwork(n); err != nil {
+		return err
+	}
+	return d.forward(n)
+}
+
+// raiseNetwork is buildNetwork without forwarding: its rules, and then what they
+// close.
+func (d *Driver) raiseNetwork(n store.Network) error {
 	if err := d.mapper.AddNetwork(n.Network); err != nil {
 		return fmt.Errorf("set its rules: %w", err)
 	}
 	if err := d.makeBridge(n); err != nil {
 		return err
 	}
-	if err := d.openLocalhost(n); err != nil {
-		return err
-	}
-	return d.forward(n)
+	return d.openLocalhost(n)
 }
 
 // admit checks n against everything that is there, and puts its record.

@@ -94,13 +94,7 @@ func (d *Driver) rebuildNetwork(ctx context.Context, id string) (store.Network, 
 	if _, err := findBridge(n); err != nil { // before it gets rules
 		return n, err
 	}
-	if err := d.mapper.AddNetwork(n.Network); err != nil {
-		return n, err
-	}
-	if err := d.makeBridge(n); err != nil {
-		return n, err
-	}
-	return n, d.openLocalhost(n)
+	return n, d.raiseNetwork(n)
 }
 
 // resume puts an endpoint that was there at the start back on its network, with

@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/portolan/portolan/internal/enginetest"
 )
 
 // blow is what ends while the daemon is in the middle of an operation, and how
@@ -77,8 +79,7 @@ func (r *crashRig) engineCrashes(op operation, first int) int {
 	after := r.picture()
 	for i, p := range few {
 		for _, b := range blowsAt(first + i) {
-			r.engineCrash(op, p, b)
-			r.settled(op.name+", "+b.String()+" at "+p.String(), after)
+			r.engineCrash(op, p, b, after)
 		}
 	}
 	return len(few)
@@ -91,7 +92,7 @@ func (b blow) String() string {
 	return b.what + " ended"
 }
 
-func (r *crashRig) engineCrash(op operation, p pass, b blow) {
+func (r *crashRig) engineCrash(op operation, p pass, b blow, after enginetest.Snapshot) {
 	r.prepareForCrash(op)
 	what := op.name + ", " + b.String() + " at " + p.String()
 	r.Log(what)
@@ -115,6 +116,7 @@ func (r *crashRig) engineCrash(op operation, p pass, b blow) {
 		r.docker(op.do...)
 	}
 	r.answers(what, op.ports, op.dials...)
+	r.settled(what, after)
 }
 
 func (r *crashRig) killEngine() { require.NoError(r, r.engine.Kill()) }

@@ -40,7 +40,7 @@ func (p *Publisher) Restore(nets []Network, runs []Run, gone []Mapping) error {
 			}
 		} else { // of a record that an earlier version could leave
 			p.cfg.Log.Warn("two endpoints of a sandbox are on record with its ports", "sandbox", s.id,
-				"published by", s.pub.Endpoint, "not by", r.Endpoint)
+				"published-by", s.pub.Endpoint, "not-by", r.Endpoint)
 		}
 		p.unlock(s)
 	}

@@ -64,10 +64,10 @@ func TestClients(t *testing.T) {
 		r.publish(t, wildcard, backend)
 		for _, dialled := range []netip.Addr{loopback6, bridge6, other6} {
 			for _, tt := range clients {
+				if dialled == bridge6 && (tt.bind == loopback6 || tt.pktinfo.IsValid() || tt.device != "") {
+					continue // an address of another interface than lo: it does not work without hooks either
+				}
 				t.Run(fmt.Sprintf("%s by %s/%s", backend, dialled, tt.name), func(t *testing.T) {
-					if dialled == bridge6 && (tt.bind == loopback6 || tt.pktinfo.IsValid() || tt.device != "") {
-						t.Skip("an address of another interface than lo: it does not work without hooks either")
-					}
 					to := netip.AddrPortFrom(dialled, hostPort)
 					got, err := tt.ask(t, here{}, to)
 					require.NoError(t, err)
