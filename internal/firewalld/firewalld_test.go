@@ -225,10 +225,11 @@ func TestSettle(t *testing.T) {
 // One caller waits for a firewalld that answers nobody; all are served when it does.
 func TestAddWhereFirewalldIsDeaf(t *testing.T) {
 	m := newMachine(t)
-	m.startFirewalld()
 	z := Open(Config{Log: m.logger()})
-	m.follow(z)
-	require.NoError(t, z.Add("pl0"))
+	require.NoError(t, z.Add("pl0"), "there is no firewalld")
+	m.startFirewalld()
+	m.follow(z) // which asks at once, and is not to be the one that waits
+	require.Eventually(t, func() bool { return strings.Contains(m.log.String(), "put an interface into a zone") }, 20*time.Second, time.Millisecond)
 	require.NoError(t, m.firewalld.Process.Signal(syscall.SIGSTOP))
 	require.ErrorIs(t, z.Add("pl1"), context.DeadlineExceeded)
 	require.NoError(t, z.Add("pl2"), "it does not ask")
