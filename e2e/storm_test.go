@@ -39,6 +39,7 @@ func TestStorm(t *testing.T) {
 			random := rand.New(rand.NewPCG(seed, 0))
 			before := h.take()
 			for round := range rounds {
+				began := time.Now()
 				require.NoError(t, h.storm(round, random.Perm(containers), random.Perm(containers)))
 				require.NoError(t, enginetest.Poll(patience, func() error {
 					if diff := enginetest.Diff(before, h.take()); diff != "" {
@@ -49,6 +50,7 @@ func TestStorm(t *testing.T) {
 				ls, err := enginetest.Run(h.command("portolan", "ls", "--json"))
 				require.NoError(t, err)
 				assert.JSONEq(t, "[]", ls)
+				t.Logf("round %d took %s", round, time.Since(began).Round(time.Second))
 			}
 		})
 	}
