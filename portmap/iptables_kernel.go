@@ -178,8 +178,12 @@ func iptJumpEdits(have, want iptRuleset) (edits []iptJumpEdit) {
 		}
 		switch {
 		case wanted && j.to == iptPrefix+"GUARD":
-			if len(there) == 0 {
-				edits = append(edits, iptJumpEdit{j, -1})
+			if len(there) == 1 && there[0] == len(rules) {
+				continue
+			}
+			edits = append(edits, iptJumpEdit{j, -1})
+			for range there {
+				edits = append(edits, iptJumpEdit{jump: j})
 			}
 			continue
 		case wanted && len(there) == 1 && (pos == 1 || there[0] == pos):

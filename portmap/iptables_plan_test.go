@@ -262,6 +262,8 @@ func TestIPTJumpEdits(t *testing.T) {
 		{"the user's chain is behind", []string{ours, user, other, guard}, []string{user, ours, other, guard}},
 		{"twice", []string{ours, user, ours, guard}, []string{user, ours, guard}},
 		{"twice, before and after", []string{ours, other, user, other, ours}, []string{other, user, ours, other, guard}},
+		{"the guard is not last", []string{ours, guard, user, other}, []string{user, ours, other, guard}},
+		{"the guard twice", []string{ours, guard, other, guard}, []string{ours, other, guard}},
 		{"the user's chain twice", []string{user, other, user}, []string{user, ours, other, user, guard}},
 	}
 	chain := iptChain{"filter", "FORWARD"}

@@ -121,6 +121,29 @@ func TestIPTablesCheck(t *testing.T) {
 	}
 }
 
+// The guard stands for a policy: rules that others append, as ufw and who restores
+// Docker's own do, count before it.
+func TestIPTablesGuardIsLast(t *testing.T) {
+	iptCommand(t, "nft", "flush", "ruleset")
+	t.Cleanup(func() { iptCommand(t, "nft", "flush", "ruleset") })
+	m := openIPTables(t)
+	require.NoError(t, m.AddNetwork(portmap.Network{ID: "n", Bridge: "plbr0"}))
+	require.NoError(t, m.Guard(true, true))
+	for _, tool := range []string{"iptables", "ip6tables"} {
+		iptCommand(t, tool, "-A", "FORWARD", "-i", "docker0", "-j", "ACCEPT")
+		repaired, err := m.Check()
+		require.NoError(t, err)
+		require.True(t, repaired)
+		out, err := exec.Command(tool, "-S", "FORWARD").Output()
+		require.NoError(t, err)
+		require.Regexp(t, `-A FORWARD -i docker0 -j ACCEPT\n-A FORWARD -j PORTOLAN-GUARD\n$`, string(out))
+		require.Equal(t, 1, strings.Count(string(out), "PORTOLAN-GUARD"))
+		repaired, err = m.Check()
+		require.NoError(t, err)
+		require.False(t, repaired)
+	}
+}
+
 // TestIPTablesUnmapFails: what cannot be removed now is gone with the next Check,
 // or with the next change.
 func TestIPTablesUnmapFails(t *testing.T) {
