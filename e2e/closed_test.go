@@ -231,6 +231,7 @@ func (l *closedLab) flush() {
 				l.must("host", tool, "-t", table, "-F")
 			}
 		}
+		l.requireOwn(before) // and then Docker's rules are appended
 	}
 	restore := map[string][]string{"iptables": {"iptables-restore", "--noflush"}, "ip6tables": {"ip6tables-restore", "--noflush"}, "nft": {"nft", "-f", "-"}}
 	for tool, rules := range docker {
@@ -239,13 +240,18 @@ func (l *closedLab) flush() {
 		_, err := enginetest.Run(cmd)
 		require.NoError(l.t, err)
 	}
+	l.requireOwn(before)
+	l.requireClosed("after a repair")
+}
+
+func (l *closedLab) requireOwn(rules enginetest.Snapshot) {
+	l.t.Helper()
 	require.NoError(l.t, enginetest.Poll(patience, func() error {
-		if diff := enginetest.Diff(before, l.ownRules()); diff != "" {
+		if diff := enginetest.Diff(rules, l.ownRules()); diff != "" {
 			return errors.New(diff)
 		}
 		return nil
 	}), "the rules are repaired")
-	l.requireClosed("after a repair")
 }
 
 // isOwn says whether a line of iptables-save is the daemon's.
