@@ -9,7 +9,7 @@ import "time"
 // clock that is set later buries nobody early and keeps nobody for longer.
 //
 // A clock that was set back before the daemon began leaves records of the future.
-// Those count as made when it began.
+// Restore makes them as old as the daemon.
 type clock struct{ began time.Time }
 
 func newClock() clock { return clock{time.Now()} }
@@ -21,11 +21,6 @@ func (c clock) now() time.Time { return c.at(time.Now()) }
 // the monotonic reading that time.Now gives, whatever time of the day it has.
 func (c clock) at(t time.Time) time.Time { return c.began.Round(0).Add(t.Sub(c.began)) }
 
-// age is how long ago a record was written, at a time as of at. It is never
-// negative.
-func (c clock) age(record, now time.Time) time.Duration {
-	if record.After(now) {
-		record = c.began.Round(0)
-	}
-	return max(0, now.Sub(record))
-}
+// age is how old a record was at a time as of at: nothing, if it was written
+// since.
+func age(record, now time.Time) time.Duration { return max(0, now.Sub(record)) }

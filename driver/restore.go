@@ -40,6 +40,7 @@ const (
 // error is that of Publisher.Restore.
 func (d *Driver) Restore() error {
 	defer d.restoreOnce.Do(func() { close(d.restored) })
+	d.ageFuture()
 	d.finishHalves()
 	nets := d.store.Networks()
 	if len(nets) > 0 && d.rebooted(nets) {
@@ -82,6 +83,25 @@ func (d *Driver) Restore() error {
 	}
 	d.reopen(built, live)
 	return nil
+}
+
+// ageFuture makes now of every later time in the records: the clock was set back
+// before the daemon began.
+func (d *Driver) ageFuture() {
+	now := d.clock.now()
+	for _, ep := range d.store.Endpoints() {
+		if !ep.Created.After(now) && !ep.Gone.After(now) {
+			continue
+		}
+		err := d.store.RetireEndpoint(ep.ID, func(e *store.Endpoint) {
+			for _, t := range []*time.Time{&e.Created, &e.Gone} {
+				if t.After(now) {
+					*t = now
+				}
+			}
+		})
+		d.warn(err, "record the age of an endpoint", ep.ID)
+	}
 }
 
 // finishHalves undoes networks whose making was cut short, and finishes the
@@ -285,7 +305,7 @@ func (d *Driver) isDead(ep store.Endpoint, now time.Time) (bool, error) {
 		return err == nil, err
 	}
 	outlived := d.engines.outlived(ep, d.clock)
-	if d.clock.age(ep.Created, now) < moveIn && !outlived {
+	if age(ep.Created, now) < moveIn && !outlived {
 		return false, nil
 	}
 	if outlived && sandboxGone(ep.Sandbox) {
@@ -354,7 +374,7 @@ func (d *Driver) Reap(now time.Time) error {
 
 func (d *Driver) overdue(ep store.Endpoint, now time.Time) bool {
 	if !ep.Gone.IsZero() {
-		return d.clock.age(ep.Gone, now) > tombstoneAge
+		return age(ep.Gone, now) > tombstoneAge
 	}
-	return ep.Phase != store.Done && d.clock.age(ep.Created, now) > neverJoined
+	return ep.Phase != store.Done && age(ep.Created, now) > neverJoined
 }
