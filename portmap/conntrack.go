@@ -81,10 +81,14 @@ type udpTarget struct {
 func udpPorts(old Publication, pubs []Publication) *udpTargets {
 	var ts udpTargets
 	found := false
-	for i, ps := range [][]Publication{pubs, {{Mappings: old.Mappings}}} {
+	for i, ps := range [][]Publication{pubs, {old}} {
 		ts[i] = map[netip.Addr][]udpTarget{}
 		for _, p := range ps {
-			for _, m := range p.Mappings {
+			held := p.Held() // a routed family's host port may be another's
+			if i == 1 {
+				p.Target = Target{}
+			}
+			for _, m := range held {
 				if m.Proto == UDP {
 					ts[i][m.HostIP] = append(ts[i][m.HostIP], udpTarget{m, p.Target})
 					found = true

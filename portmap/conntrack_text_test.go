@@ -41,6 +41,24 @@ func TestParseListed(t *testing.T) {
 	}
 }
 
+// A routed endpoint has no host port: one of the same number is another's, whose
+// flows its coming and going leaves alone.
+func TestUDPPortsOfARoutedEndpoint(t *testing.T) {
+	routed := Publication{Target{Endpoint: "r", IPv4: addr("172.21.0.2"), Routed4: true}, []Mapping{one(UDP, "", 53, 53)}}
+	nat := Publication{Target{Endpoint: "n", IPv4: addr("172.20.0.2")}, []Mapping{one(UDP, "", 53, 5353)}}
+	host := netip.MustParseAddrPort("192.0.2.1:53")
+	for name, ports := range map[string]*udpTargets{
+		"comes": udpPorts(Publication{}, []Publication{routed, nat}),
+		"goes":  udpPorts(routed, []Publication{nat}),
+	} {
+		from, ok := ports.lookup(host)
+		assert.True(t, ok, name)
+		assert.Equal(t, netip.MustParseAddrPort("172.20.0.2:5353"), from, name)
+	}
+	routed.Routed6 = true
+	assert.Nil(t, udpPorts(routed, nil))
+}
+
 // What the kernel lists as text is what it dumps.
 func TestListedIsDumped(t *testing.T) {
 	m, err := NewNFTables(nil)
