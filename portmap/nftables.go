@@ -293,13 +293,14 @@ func (m *NFTables) Guard(ipv4, ipv6 bool) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.base && (m.guard4 != ipv4 || m.guard6 != ipv6) {
+		before := m.generation()
 		m.conn.FlushChain(&nftables.Chain{Name: "guard", Table: m.conn.table})
 		m.conn.addRules("guard", planGuard(ipv4, ipv6))
 		if err := m.conn.Flush(); err != nil {
 			return fmt.Errorf("set nftables forward guard: %w", err)
 		}
 		fault.Point("nft guard set")
-		m.transactedLocked()
+		m.transactedLocked(before)
 	}
 	m.guard4, m.guard6 = ipv4, ipv6
 	return nil

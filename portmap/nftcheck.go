@@ -18,11 +18,12 @@ func (m *NFTables) generation() uint32 {
 	return g
 }
 
-// transactedLocked follows one transaction of ours. Whoever else changed
-// something since Check looked is for the next Check to find.
-func (m *NFTables) transactedLocked() {
+// transactedLocked follows one transaction of ours, perhaps of nothing, which
+// the kernel does not count; before is the generation before it. Whoever else
+// changed something since Check looked is for the next Check to find.
+func (m *NFTables) transactedLocked(before uint32) {
 	g := m.generation()
-	if m.gen == 0 || g != m.gen+1 {
+	if m.gen == 0 || before != m.gen || g-before > 1 {
 		g = 0
 	}
 	m.gen = g

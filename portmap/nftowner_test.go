@@ -230,6 +230,25 @@ func TestFlushedBeforeAChange(t *testing.T) {
 	}
 }
 
+// TestFlushedBeforeNoChange: a change of nothing makes no transaction, and the
+// one of somebody else is not taken for it.
+func TestFlushedBeforeNoChange(t *testing.T) {
+	command(t, "nft", "add", "table", "inet", "portolan")
+	m := loaded(t)
+	repaired, err := m.Check()
+	require.NoError(t, err)
+	require.False(t, repaired)
+	command(t, "nft", "delete", "table", "inet", "portolan")
+	same := published()
+	same.Mappings = portmaptest.Mappings(t, "8080->80", "53->53/udp", "10000-10009->10000-10009/udp", "127.0.0.1:9000-9009->9000-9009")
+	require.NoError(t, m.Map(same))
+	repaired, err = m.Check()
+	require.NoError(t, err)
+	require.True(t, repaired)
+	_, found := tableFlags(t)
+	require.True(t, found)
+}
+
 // TestFailedTransaction has another process own the table, which refuses every
 // change. Afterwards the socket is in step, and the mirror is what the kernel had,
 // but for the endpoint that was to leave.

@@ -38,12 +38,13 @@ func (m *NFTables) replaceLocked(p Publication) error {
 		return nil
 	}
 	hosts, limits := maps.Clone(m.hosts), m.anyLimits()
+	before := m.generation()
 	m.leave(p.Endpoint)
 	err := m.enter(p)
 	if err == nil {
 		err = m.commitLocked(old, p, hosts, limits)
 		if err == nil {
-			m.transactedLocked()
+			m.transactedLocked(before)
 		} else if err = m.anewLocked(err); err != nil {
 			m.leave(p.Endpoint)
 			err = fmt.Errorf("map ports of endpoint %.12s: %w", p.Endpoint, err)
