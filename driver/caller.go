@@ -39,6 +39,13 @@ func (e *engines) meet(ctx context.Context) (isNew bool) {
 	return true
 }
 
+// newest is when the newest engine's process began; zero if unknown.
+func (e *engines) newest() time.Time {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.began
+}
+
 // outlived says whether the endpoint is of an engine that has ended. Whatever
 // that one had yet to do with it is not done any more. Records have c's time.
 func (e *engines) outlived(ep store.Endpoint, c clock) bool {

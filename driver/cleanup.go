@@ -14,6 +14,9 @@ import (
 // cleanup takes everything down, for portolan cleanup: whatever still runs on
 // one of our networks is cut off.
 func (d *Driver) cleanup(ctx context.Context, _ nothing) (nothing, error) {
+	// Nobody is let in meanwhile, whom the sweep would hit.
+	d.admitting.Lock()
+	defer d.admitting.Unlock()
 	var errs []error
 	for _, n := range d.store.Networks() {
 		errs = append(errs, d.dropNetwork(ctx, n.ID))
@@ -22,7 +25,10 @@ func (d *Driver) cleanup(ctx context.Context, _ nothing) (nothing, error) {
 		_, err := d.teardown(ctx, "delete", endpointRequest{ep.Network, ep.ID}, d.dropEndpoint)
 		errs = append(errs, err)
 	}
-	errs = append(errs, d.razeStrays(), d.sweep())
+	errs = append(errs, d.razeStrays())
+	if len(d.store.Networks()) == 0 { // else something could not be removed
+		errs = append(errs, d.sweep())
+	}
 	if err := errors.Join(errs...); err != nil {
 		return nothing{}, fmt.Errorf("clean up: %w", err)
 	}
@@ -34,7 +40,7 @@ func (d *Driver) razeStrays() error {
 	ours, err := Interfaces()
 	errs := []error{err}
 	for _, i := range ours {
-		if i.Network != "" {
+		if _, known := d.store.Network(i.Network); i.Network != "" && !known {
 			errs = append(errs, d.razeStray(i.Network))
 		}
 	}

@@ -44,6 +44,30 @@ func TestCleanupByDaemon(t *testing.T) {
 	linkOf(t, "lan0")
 }
 
+// A network that comes while everything goes comes after it.
+func TestCleanupLetsNobodyIn(t *testing.T) {
+	r := twoNetworks(t)
+	came := make(chan map[string]any)
+	r.cfg.Zones = zones(func(bridge string) {
+		if bridge == bridgeOf(1) {
+			go func() {
+				_, answer := r.post("/NetworkDriver.CreateNetwork", networkOf(3, true, nil))
+				came <- answer
+			}()
+			if r.admitting.TryLock() {
+				r.admitting.Unlock()
+				assert.Fail(t, "somebody is let in")
+			}
+		}
+	})
+	_, answer := r.post("/Portolan.Cleanup", "")
+	require.Empty(t, answer)
+	require.Empty(t, <-came)
+	require.Len(t, r.store.Networks(), 1)
+	require.Len(t, r.mapper.Networks(), 1)
+	linkOf(t, bridgeOf(3))
+}
+
 func TestCleanupWithoutDaemon(t *testing.T) {
 	forwardingOff(t)
 	netnstest.Bridge(t, "lan0", "192.0.2.1/24")

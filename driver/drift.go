@@ -104,6 +104,7 @@ func (d *Driver) checkLinks(nets []store.Network) (repaired []string, err error)
 	repaired, late := d.rebuildLate()
 	errs := []error{late}
 	nets = slices.DeleteFunc(slices.Clone(nets), func(n store.Network) bool { return d.unbuilt[n.ID] })
+	eps := d.store.Endpoints() // before the view: what joins meanwhile is in order
 	v, err := takeView()
 	if err != nil {
 		return repaired, errors.Join(late, err)
@@ -121,7 +122,7 @@ func (d *Driver) checkLinks(nets []store.Network) (repaired []string, err error)
 		}
 		errs = append(errs, err)
 	}
-	for _, ep := range d.store.Endpoints() {
+	for _, ep := range eps {
 		i := slices.IndexFunc(nets, func(n store.Network) bool { return n.ID == ep.Network })
 		if i < 0 || !joined(ep) || !changed[ep.Network] && v.portDrift(nets[i], ep) == "" {
 			continue
@@ -296,8 +297,6 @@ func (d *Driver) checkSettings(n store.Network) (repaired []string, err error) {
 	for _, path := range d.settingsDrift(n) {
 		was, _ := d.sys.read(path)
 		switch i := switchOf(path); {
-		case i >= 0 && d.forwarded[i]:
-			err = d.sys.set(path, "1")
 		case i >= 0:
 			err = d.forward(n)
 		default:
@@ -339,17 +338,24 @@ func (d *Driver) forwards(n store.Network) bool {
 
 // missForwarding notes whose doing it is that the host forwards. What it did
 // before us, or by somebody else, is put back as it was, for everybody; what is
-// on by us comes back with its guard. Who does not let us turn it on is told that
+// on by us comes back with its guard, and so does what somebody has turned off
+// while nothing of ours was running. Who does not let us turn it on is told that
 // somebody has turned it off.
 func (d *Driver) missForwarding(nets []store.Network) error {
+	d.forwarding.Lock()
+	defer d.forwarding.Unlock()
 	var errs []error
 	for i, f := range families {
 		now, err := d.sys.read(f.path)
 		switch {
-		case err != nil || !slices.ContainsFunc(nets, f.needs):
+		case err != nil:
+		case !slices.ContainsFunc(nets, f.needs):
+			d.forwarded[i] = false
 		case now != "0":
 			d.forwarded[i] = !d.guarded(f)
-		case !d.cfg.IPForward && (d.forwarded[i] || d.guarded(f)):
+		case d.cfg.IPForward:
+			d.forwarded[i] = d.forwarded[i] && slices.ContainsFunc(nets, func(n store.Network) bool { return f.needs(n) && d.forwards(n) })
+		case d.forwarded[i] || d.guarded(f):
 			errs = append(errs, fmt.Errorf("%s was set to 0, and Portolan may not change it: containers reach nothing but this host, and other hosts do not reach them", sysctlName(f.path)))
 		}
 	}

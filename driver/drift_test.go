@@ -258,6 +258,24 @@ func TestCheckKnowsWhoForwards(t *testing.T) {
 	}
 	assert.False(t, r.guarded(families[0]))
 	assert.True(t, r.guarded(families[1]))
+
+	// A container that comes first does as Check would.
+	setSysctl(t, "ipv4/ip_forward", "0")
+	r.run(1, 11, 3, true, "/sb2")
+	assert.Equal(t, "1", sysctl(t, "ipv4/ip_forward"))
+	assert.False(t, r.guarded(families[0]))
+
+	// What somebody turns off while nothing runs was turned off.
+	for _, e := range []int{10, 11} {
+		r.ok("Leave", endpointOf(1, e))
+	}
+	setSysctl(t, "ipv4/ip_forward", "0")
+	repaired, err := r.Check(false)
+	require.NoError(t, err)
+	assert.Empty(t, repaired)
+	r.run(1, 12, 4, true, "/sb3")
+	assert.Equal(t, "1", sysctl(t, "ipv4/ip_forward"))
+	assert.True(t, r.guarded(families[0]))
 }
 
 func setSysctl(t *testing.T, path, value string) {

@@ -26,6 +26,7 @@ package driver
 import (
 	"log/slog"
 	"sync"
+	"time"
 
 	"github.com/portolan/portolan/internal/store"
 	"github.com/portolan/portolan/portmap"
@@ -97,21 +98,23 @@ type Driver struct {
 
 	networks, endpoints, sandboxes locks
 
-	admitting  sync.Mutex      // held from the checks of a new network to its record; guards admitted
-	admitted   map[string]bool // networks that this process was asked for
-	forwarding sync.Mutex      // orders changes of forwarding and of the guard
+	admitting  sync.Mutex           // held from the checks of a new network to its record; guards admitted
+	admitted   map[string]time.Time // networks that this process was asked for, to when the engine that asked began
+	forwarding sync.Mutex           // orders changes of forwarding and of the guard; guards below
+	going      map[string]bool      // networks that are being removed, which need none any more
+	forwarded  [len(families)]bool  // seen to be on, and not by us
 
 	engines engines
 
 	// Restore's, and then Check's own.
-	forwarded [len(families)]bool // seen to be on, and not by us
-	unbuilt   map[string]bool     // networks that could not be rebuilt at the start
+	unbuilt map[string]bool // networks that could not be rebuilt at the start
 
 	cutMu sync.Mutex // guards below
 	cut   map[string]cutOff
 
 	restoreOnce sync.Once
 	restored    chan struct{} // closed when Restore returns
+	restoreErr  error         // what it returned
 }
 
 // New returns a Driver, which changes nothing before Restore is called.

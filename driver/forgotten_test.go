@@ -2,11 +2,13 @@ package driver
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -44,15 +46,53 @@ func TestForgottenNetworkGivesWay(t *testing.T) {
 	r.nothingLeft()
 }
 
+// as is what a call of an engine that began then is answered.
+func (r *rig) as(ctx context.Context, began time.Time, method string, what object) string {
+	r.t.Helper()
+	body, err := json.Marshal(what)
+	require.NoError(r.t, err)
+	request := httptest.NewRequest(http.MethodPost, "/NetworkDriver."+method, bytes.NewReader(body))
+	w := httptest.NewRecorder()
+	r.h.ServeHTTP(w, request.WithContext(WithCaller(ctx, began)))
+	return strings.TrimSpace(w.Body.String())
+}
+
 // createBy creates an endpoint of network 1 for an engine that began then.
 func (r *rig) createBy(e, host int, began time.Time) {
 	r.t.Helper()
-	body, err := json.Marshal(object{"NetworkID": id(1), "EndpointID": id(e), "Interface": object{"Address": "10.1.0." + string(rune('0'+host)) + "/24"}})
-	require.NoError(r.t, err)
-	request := httptest.NewRequest(http.MethodPost, "/NetworkDriver.CreateEndpoint", bytes.NewReader(body))
-	w := httptest.NewRecorder()
-	r.h.ServeHTTP(w, request.WithContext(WithCaller(request.Context(), began)))
-	require.NotContains(r.t, w.Body.String(), "Err")
+	what := object{"NetworkID": id(1), "EndpointID": id(e), "Interface": object{"Address": "10.1.0." + string(rune('0'+host)) + "/24"}}
+	require.NotContains(r.t, r.as(r.t.Context(), began, "CreateEndpoint", what), "Err")
+}
+
+// A network that an engine had made when it was killed, before it could write that
+// down, is in the next one's way no longer than until that asks.
+func TestNetworkOfAKilledEngineGivesWay(t *testing.T) {
+	r := newRig(t)
+	same := func(n int) object {
+		request := networkOf(1, true, nil)
+		request["NetworkID"] = id(n)
+		return request
+	}
+	engine, next := time.Now().Add(-time.Hour), time.Now()
+	require.Equal(t, "{}", r.as(t.Context(), engine, "CreateNetwork", same(1)))
+	require.Contains(t, r.as(t.Context(), engine, "CreateNetwork", same(2)), "overlaps")
+	require.Equal(t, "{}", r.as(t.Context(), next, "CreateNetwork", same(3)))
+	require.Contains(t, r.as(t.Context(), next, "CreateNetwork", same(4)), "overlaps")
+	_, known := r.store.Network(id(1))
+	assert.False(t, known)
+	r.ok("DeleteNetwork", object{"NetworkID": id(3)})
+
+	// Whoever has ended meanwhile does not have it.
+	ctx, cancel := context.WithCancel(t.Context())
+	r.mapper.Fail = func(string, portmap.Publication) error { cancel(); return nil }
+	assert.Empty(t, r.as(ctx, next, "CreateNetwork", same(5)))
+	require.Eventually(t, func() bool {
+		release, err := r.networks.own(t.Context(), id(5)) // after the call, which has nobody to answer
+		require.NoError(t, err)
+		release()
+		return len(r.store.Networks()) == 0
+	}, 20*time.Second, time.Millisecond)
+	r.nothingLeft()
 }
 
 // What an engine had begun and not finished when it ended is known to be dead

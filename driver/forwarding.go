@@ -38,18 +38,19 @@ var families = [...]family{
 func (d *Driver) forward(n store.Network) error {
 	d.forwarding.Lock()
 	defer d.forwarding.Unlock()
-	for _, f := range families {
+	for i, f := range families {
 		if !f.needs(n) {
 			continue
 		}
-		if err := d.forwardFamily(f, n); err != nil {
+		if err := d.forwardFamily(i, n); err != nil {
 			return fmt.Errorf("turn on %s forwarding: %w", f.name, err)
 		}
 	}
 	return nil
 }
 
-func (d *Driver) forwardFamily(f family, n store.Network) error {
+func (d *Driver) forwardFamily(i int, n store.Network) error {
+	f := families[i]
 	now, err := d.sys.read(f.path)
 	if errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("this kernel has no %s", f.name)
@@ -61,6 +62,9 @@ func (d *Driver) forwardFamily(f family, n store.Network) error {
 		d.log.Warn("forwarding is off, and Portolan may not turn it on: containers reach nothing but this host, and other hosts do not reach them",
 			"network", n.ID, "missing", sysctlName(f.path)+"=1")
 		return nil
+	}
+	if d.forwarded[i] {
+		return d.sys.set(f.path, "1")
 	}
 	// The guard stands before the door is opened, and what was there before is
 	// known before it is changed.
@@ -183,13 +187,34 @@ func (d *Driver) adoptForwarding() error {
 }
 
 // unforward turns off what we turned on and nobody needs any more.
-func (d *Driver) unforward(without string) error {
+func (d *Driver) unforward() error {
 	d.forwarding.Lock()
 	defer d.forwarding.Unlock()
+	return d.unforwardLocked()
+}
+
+// unforwardFor is unforward without a network that goes. It needs nothing until
+// stay is called, for others that go meanwhile.
+func (d *Driver) unforwardFor(id string) (stay func(), err error) {
+	d.forwarding.Lock()
+	defer d.forwarding.Unlock()
+	if d.going == nil {
+		d.going = map[string]bool{}
+	}
+	d.going[id] = true
+	stay = func() {
+		d.forwarding.Lock()
+		defer d.forwarding.Unlock()
+		delete(d.going, id)
+	}
+	return stay, d.unforwardLocked()
+}
+
+func (d *Driver) unforwardLocked() error {
 	var errs []error
 	for _, f := range families {
 		needed := slices.ContainsFunc(d.store.Networks(), func(n store.Network) bool {
-			return n.ID != without && f.needs(n)
+			return !d.going[n.ID] && f.needs(n)
 		})
 		if !needed {
 			errs = append(errs, d.switchOff(f))

@@ -73,6 +73,42 @@ func TestForwarding(t *testing.T) {
 }
 
 // What somebody else has turned on, or off again, is theirs.
+// zones is a Zones that tells of what is removed.
+type zones func(bridge string)
+
+func (zones) Add(string) error             { return nil }
+func (z zones) Remove(bridge string) error { z(bridge); return nil }
+
+// The last two networks go at the same time.
+func TestForwardingOfTheLastTwo(t *testing.T) {
+	forwardingOff(t)
+	r := newRig(t)
+	r.ok("CreateNetwork", networkOf(1, true, nil))
+	r.ok("CreateNetwork", networkOf(2, true, nil))
+	require.Equal(t, "1", sysctl(t, "ipv6/conf/all/forwarding"))
+	r.cfg.Zones = zones(func(bridge string) {
+		if bridge == bridgeOf(1) {
+			r.ok("DeleteNetwork", object{"NetworkID": id(2)})
+		}
+	})
+	r.ok("DeleteNetwork", object{"NetworkID": id(1)})
+	assert.Equal(t, "0", sysctl(t, "ipv4/ip_forward"))
+	assert.Equal(t, "0", sysctl(t, "ipv6/conf/all/forwarding"))
+	assert.Empty(t, r.going)
+	r.nothingLeft()
+}
+
+// A zone of firewalld goes by the bridge's name, which the next one may have.
+func TestZoneOfABridgeThatIsGone(t *testing.T) {
+	r := newRig(t)
+	var removed []string
+	r.cfg.Zones = zones(func(bridge string) { removed = append(removed, bridge) })
+	r.ok("CreateNetwork", networkOf(1, false, nil))
+	require.NoError(t, netlink.LinkDel(linkOf(t, bridgeOf(1))))
+	r.ok("DeleteNetwork", object{"NetworkID": id(1)})
+	assert.Equal(t, []string{bridgeOf(1)}, removed)
+}
+
 func TestForwardingOfOthers(t *testing.T) {
 	forwardingOff(t)
 	r := newRig(t)

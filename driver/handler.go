@@ -176,6 +176,9 @@ func (rt routes) answer(ctx context.Context, w http.ResponseWriter, r *http.Requ
 		case <-ctx.Done():
 			return nil, errors.New("the Portolan daemon is still restoring its state, try again in a minute")
 		}
+		if err := rt.d.restoreErr; err != nil {
+			return nil, fmt.Errorf("the Portolan daemon could not restore its state, try again in a minute: %w", err)
+		}
 	}
 	return do(ctx, w, r)
 }

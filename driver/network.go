@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"reflect"
 	"slices"
+	"time"
 
 	"github.com/vishvananda/netlink"
 
@@ -32,6 +33,7 @@ func (d *Driver) gwAllocCheck(_ context.Context, r gwAllocCheckRequest) (gwAlloc
 // createNetwork makes a network. One that is there already and the same is
 // made again, which changes nothing: Swarm may ask twice.
 func (d *Driver) createNetwork(ctx context.Context, r createNetworkRequest) (nothing, error) {
+	d.meetEngine(ctx)
 	n, err := parseNetwork(r)
 	if err == nil {
 		err = d.addNetwork(ctx, n)
@@ -60,6 +62,9 @@ func (d *Driver) addNetwork(ctx context.Context, n store.Network) error {
 		return err
 	}
 	err = d.buildNetwork(n)
+	if err == nil && !exists {
+		err = ctx.Err() // nobody waits for it any more: the engine has no such network
+	}
 	if err == nil {
 		n.Phase = store.Done
 		err = d.store.PutNetwork(n)
@@ -116,23 +121,23 @@ func (d *Driver) admit(ctx context.Context, n store.Network) error {
 		return err
 	}
 	if d.admitted == nil {
-		d.admitted = make(map[string]bool)
+		d.admitted = make(map[string]time.Time)
 	}
-	maps.DeleteFunc(d.admitted, func(id string, _ bool) bool {
+	maps.DeleteFunc(d.admitted, func(id string, _ time.Time) bool {
 		_, there := d.store.Network(id)
 		return !there
 	})
-	d.admitted[n.ID] = true
+	d.admitted[n.ID] = d.engines.newest()
 	return d.store.PutNetwork(n)
 }
 
 // giveWay removes a network that the engine has forgotten, and says whether it
 // was one. An engine forgets a network whose creation or removal a dying daemon
 // did not answer, and gives its pool to the next. So it has no endpoint, and an
-// earlier process made it; or this one has told the engine that it could not, and
-// not everything could be undone.
+// earlier process made it, of ours or the engine's; or this one has told the
+// engine that it could not, and not everything could be undone.
 func (d *Driver) giveWay(ctx context.Context, old store.Network) (forgotten bool, err error) {
-	if d.admitted[old.ID] && old.Phase == store.Done {
+	if d.knownLocked(old) {
 		return false, nil
 	}
 	release, err := d.networks.own(ctx, old.ID)
@@ -143,7 +148,7 @@ func (d *Driver) giveWay(ctx context.Context, old store.Network) (forgotten bool
 	switch now, there := d.store.Network(old.ID); {
 	case !there:
 		return true, nil
-	case d.admitted[old.ID] && now.Phase == store.Done:
+	case d.knownLocked(now):
 		return false, nil // it was being made
 	}
 	used := slices.ContainsFunc(d.store.Endpoints(), func(ep store.Endpoint) bool { return ep.Network == old.ID && ep.Gone.IsZero() })
@@ -152,6 +157,13 @@ func (d *Driver) giveWay(ctx context.Context, old store.Network) (forgotten bool
 	}
 	d.log.Warn("a network without containers gives way to another one with its pool: the engine has forgotten it", "network", old.ID)
 	return true, d.dropLocked(ctx, old)
+}
+
+// knownLocked says whether the engine that is there was told that it has the
+// network. The caller has admitting.
+func (d *Driver) knownLocked(n store.Network) bool {
+	began, ok := d.admitted[n.ID]
+	return ok && n.Phase == store.Done && began.Equal(d.engines.newest())
 }
 
 // checkHostAddrs refuses pools with an address of this host in them, other
@@ -256,7 +268,9 @@ func (d *Driver) dropOrphan(ctx context.Context, ep store.Endpoint) error {
 func (d *Driver) razeNetwork(n store.Network) error {
 	// The rules go last: they guard what is still open. What cannot be closed
 	// keeps a record of its own.
-	d.warn(d.unforward(n.ID), "put back forwarding", n.ID)
+	stay, err := d.unforwardFor(n.ID)
+	defer stay()
+	d.warn(err, "put back forwarding", n.ID)
 	if err := d.removeBridge(n); err != nil {
 		return err
 	}

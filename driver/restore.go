@@ -20,11 +20,12 @@ import (
 )
 
 const (
-	// neverJoined is how long an endpoint may take to join. The engine does it
-	// at once, and forgets one whose creation was cut short.
+	// neverJoined is how long an endpoint may take to join, and its interface to
+	// be moved into the container. The engine does the one at once, the other
+	// after all else that a start takes, volumes of other hosts too; it forgets
+	// what was cut short.
 	neverJoined = 10 * time.Minute
-	// moveIn is how long the engine may take to move an interface into the
-	// container, on a busy host: 20.10 does it after everything else.
+	// moveIn is how long an interface that was in a container may lie on the host.
 	moveIn = 30 * time.Second
 	// tombstoneAge is how long the engine may take to delete an endpoint that
 	// has left, or died with the machine.
@@ -37,9 +38,10 @@ const (
 // listens; calls that came in meanwhile go on when it returns.
 //
 // Trouble with one network or endpoint is logged and stops nothing else. The
-// error is that of Publisher.Restore.
-func (d *Driver) Restore() error {
-	defer d.restoreOnce.Do(func() { close(d.restored) })
+// error is that of Publisher.Restore, and the answer to all calls from then on:
+// what they would change is not there.
+func (d *Driver) Restore() (err error) {
+	defer d.restoreOnce.Do(func() { d.restoreErr = err; close(d.restored) })
 	d.ageFuture()
 	d.finishHalves()
 	nets := d.store.Networks()
@@ -47,7 +49,7 @@ func (d *Driver) Restore() error {
 		d.forgetSysctls()
 	}
 	d.warn(d.adoptForwarding(), "look for forwarding that was turned on", "")
-	d.warn(d.unforward(""), "put back forwarding", "")
+	d.warn(d.unforward(), "put back forwarding", "")
 	built := d.rebuild(nets)
 	live, dead := d.sortOut(built)
 	rules := append(d.strays(), d.rulesOf(built)...)
@@ -304,14 +306,21 @@ func (d *Driver) isDead(ep store.Endpoint, now time.Time) (bool, error) {
 	if err != nil || port == nil {
 		return err == nil, err
 	}
-	outlived := d.engines.outlived(ep, d.clock)
-	if age(ep.Created, now) < moveIn && !outlived {
+	if d.engines.outlived(ep, d.clock) {
+		if sandboxGone(ep.Sandbox) {
+			return true, nil
+		}
+		return abandoned(ep.ID)
+	}
+	since := age(ep.Created, now)
+	if since < moveIn {
 		return false, nil
 	}
-	if outlived && sandboxGone(ep.Sandbox) {
-		return true, nil
+	back, err := abandoned(ep.ID)
+	if !back || err != nil || since >= neverJoined {
+		return back, err
 	}
-	return abandoned(ep.ID)
+	return wasUp(port)
 }
 
 // sandboxGone says whether the engine has removed a sandbox's file, which it

@@ -98,7 +98,13 @@ func TestRestoreWithoutRules(t *testing.T) {
 	require.ErrorContains(t, r.Restore(), "restore published ports: netlink: no")
 	assert.Equal(t, "0", sysctl(t, "ipv4/conf/"+bridgeOf(1)+"/route_localnet"))
 	r.mapper.Fail = nil
-	r.ok("Leave", endpointOf(1, 10)) // calls go on all the same
+	// What they would change is not there: a first network would be the only one.
+	for method, body := range map[string]object{"Leave": endpointOf(1, 10), "CreateNetwork": networkOf(3, false, nil)} {
+		assert.Contains(t, r.refused(method, body), "could not restore its state")
+	}
+	assert.Empty(t, r.mapper.Networks())
+	r.restart()
+	r.ok("Leave", endpointOf(1, 10))
 }
 
 // One network's trouble is not another's.
@@ -235,6 +241,7 @@ func (r *rig) moveIn(e int) *netnstest.Host {
 	_, inside := vethNames(id(e))
 	c := netnstest.NewHost(r.t)
 	require.NoError(r.t, netlink.LinkSetNsFd(linkOf(r.t, inside), c.FD()))
+	require.NoError(r.t, c.Do(func() error { return netlink.LinkSetUp(linkOf(r.t, inside)) }))
 	return c
 }
 
@@ -281,6 +288,24 @@ func TestReapAbandoned(t *testing.T) {
 	assert.Error(t, err)
 	r.ok("Leave", endpointOf(1, 10))
 	r.ok("DeleteEndpoint", endpointOf(1, 10))
+}
+
+// A start may take long, where volumes are of another host: an interface that
+// never was in the container is not one that is back from there.
+func TestReapSparesASlowStart(t *testing.T) {
+	r := twoNetworks(t)
+	for _, e := range []int{10, 11, 20} {
+		port, _ := vethNames(id(e))
+		was, err := wasUp(linkOf(t, port))
+		require.NoError(t, err)
+		require.False(t, was, port)
+	}
+	require.NoError(t, r.Reap(time.Now().Add(9*time.Minute)))
+	assert.Len(t, r.mapper.Publications(), 2)
+	r.moveIn(10)
+	require.NoError(t, r.Reap(time.Now().Add(11*time.Minute)))
+	assert.Equal(t, []string{"53->53/udp"}, r.published(10))
+	assert.Len(t, r.mapper.Publications(), 1, "nobody waits for ever")
 }
 
 // A state that was damaged is set aside. What it knew of stays closed, as if

@@ -6,10 +6,13 @@ import (
 	"net"
 	"net/netip"
 
+	mdl "github.com/mdlayher/netlink"
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
 	"github.com/portolan/portolan/internal/fault"
+	"github.com/portolan/portolan/internal/rtnetlink"
 	"github.com/portolan/portolan/internal/store"
 	"github.com/portolan/portolan/portmap"
 )
@@ -125,6 +128,36 @@ func abandoned(endpoint string) (bool, error) {
 	_, inside := vethNames(endpoint)
 	l, err := findLink(inside)
 	return l != nil && l.Type() == "veth", err
+}
+
+// wasUp says whether a bridge port has ever had a carrier: when its other end was
+// up, which happens in the container. Kernels before 4.16 do not tell; then it was.
+func wasUp(port netlink.Link) (bool, error) {
+	msgs, err := rtnetlink.Dump(func() ([][]byte, error) {
+		req := nl.NewNetlinkRequest(unix.RTM_GETLINK, 0)
+		info := nl.NewIfInfomsg(unix.AF_UNSPEC)
+		info.Index = int32(port.Attrs().Index)
+		req.AddData(info)
+		return req.Execute(unix.NETLINK_ROUTE, unix.RTM_NEWLINK)
+	})
+	if errors.Is(err, unix.ENODEV) {
+		return true, nil // and is gone
+	}
+	if err != nil {
+		return false, fmt.Errorf("get carrier of %s: %w", port.Attrs().Name, err)
+	}
+	for _, m := range msgs {
+		ad, err := mdl.NewAttributeDecoder(m[unix.SizeofIfInfomsg:])
+		if err != nil {
+			return false, fmt.Errorf("get carrier of %s: %w", port.Attrs().Name, err)
+		}
+		for ad.Next() {
+			if ad.Type() == unix.IFLA_CARRIER_UP_COUNT {
+				return ad.Uint32() > 0, ad.Err()
+			}
+		}
+	}
+	return true, nil
 }
 
 // unplug removes the endpoint's veth pair. Absent is nil.
