@@ -17,7 +17,7 @@ import (
 // again, and neither is a byte of TCP, whose own retries have that long.
 func stream(ctx context.Context, args []string) error {
 	f := flag.NewFlagSet("stream", flag.ContinueOnError)
-	length := f.Duration("for", time.Minute, "end after so long; SIGINT and SIGTERM end it too")
+	length := f.Duration("for", time.Hour, "end after so long; SIGINT and SIGTERM end it too")
 	every := f.Duration("every", 2*time.Millisecond, "time between messages")
 	timeout := f.Duration("timeout", 5*time.Second, "how long an answer may take")
 	if err := f.Parse(args); err != nil {

@@ -100,6 +100,9 @@ type routes struct {
 func handle[Req, Resp any](rt routes, path string, f func(context.Context, Req) (Resp, error)) {
 	rt.bounded(path, func(ctx context.Context, w http.ResponseWriter, r *http.Request) (any, error) {
 		var req Req
+		if r.ContentLength > rt.d.maxBody { // known before it is read
+			return nil, badRequest{&http.MaxBytesError{Limit: rt.d.maxBody}}
+		}
 		body := http.MaxBytesReader(w, r.Body, rt.d.maxBody)
 		var err error
 		if s, ok := any(&req).(streamed); ok {

@@ -44,7 +44,11 @@ type serving struct {
 // wait in the driver.
 func (s *serving) run(ctx context.Context, ln net.Listener) error {
 	group, ctx := errgroup.WithContext(ctx)
-	context.AfterFunc(ctx, func() { tell(s.log, daemon.SdNotifyStopping, "STATUS=stopping; rules stay in place") })
+	group.Go(func() error {
+		<-ctx.Done()
+		tell(s.log, daemon.SdNotifyStopping, "STATUS=stopping; rules stay in place")
+		return nil
+	})
 	tell(s.log, "STATUS=restoring state")
 	s.well.also(func(now time.Time) []string { return append(s.keep.repairs.problems(now), s.driver.Cut()...) })
 	group.Go(func() error {

@@ -121,6 +121,8 @@ func TestWatchdog(t *testing.T) {
 	d := startDaemon(t)
 	requireSaid(t, m, "WATCHDOG=1", 3)
 	d.stop(t)
+	tell(slog.New(slog.DiscardHandler), "STATUS=it has ended") // after all that it said
+	requireSaid(t, m, "STATUS=it has ended", 1)
 	pings := func() (n int) {
 		for _, l := range m.Said() {
 			if l == "WATCHDOG=1" {

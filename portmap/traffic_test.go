@@ -38,7 +38,7 @@ type town struct {
 	neighbour, c2, c3 *netnstest.Host
 }
 
-const answerWait = 3 * time.Second
+const answerWait = 20 * time.Second
 
 func newTown(t testing.TB) *town {
 	t.Helper()

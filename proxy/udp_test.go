@@ -209,7 +209,7 @@ func TestUDPEndsAnIdleFlow(t *testing.T) {
 	noLeaks(t)
 	p := localPath("udp")
 	backend := startEcho(t, p.backend)
-	proxy := startUDP(t, p, to(backend.addr()), UDPConfig{Idle: 200 * time.Millisecond})
+	proxy := startUDP(t, p, to(backend.addr()), UDPConfig{Idle: 2 * time.Second})
 	client, front := clientUDP(t, p), at(p.client, proxy.Addr())
 	exchange(t, client, front, []byte("one"))
 	eventually(t, func() bool { return proxy.flowCount() == 0 }, "the flow does not end")

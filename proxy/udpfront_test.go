@@ -143,7 +143,7 @@ func TestSteeredUDPEndsFlowsWithTheirFronts(t *testing.T) {
 	noLeaks(t)
 	var files Files
 	backend := startEcho(t, "127.0.0.1")
-	proxy := startSteered(t, path{network: "udp", listen: "0.0.0.0"}, to(backend.addr()), UDPConfig{Files: &files, MaxFlows: 2, Idle: 50 * time.Millisecond})
+	proxy := startSteered(t, path{network: "udp", listen: "0.0.0.0"}, to(backend.addr()), UDPConfig{Files: &files, MaxFlows: 2, Idle: 2 * time.Second})
 	for _, host := range []string{"127.0.0.1", "127.0.0.2", "127.0.0.3"} {
 		exchange(t, clientUDP(t, localPath("udp")), at(host, proxy.Addr()), []byte("hello"))
 	}

@@ -5,7 +5,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -63,8 +62,12 @@ func TestEngine(t *testing.T) {
 	mounts, err := os.ReadFile("/proc/mounts")
 	require.NoError(t, err)
 	assert.NotContains(t, string(mounts), dir)
-	left, _ := exec.Command("pgrep", "-af", dir).Output() // status 1 means none
-	assert.Empty(t, strings.TrimSpace(string(left)))
+	assert.NoError(t, Poll(10*time.Second, func() error {
+		if left, _ := exec.Command("pgrep", "-af", dir).Output(); len(left) > 0 { // status 1 means none
+			return fmt.Errorf("left: %s", left)
+		}
+		return nil
+	}))
 }
 
 // An engine that dies with its containers alive leaves none of them.

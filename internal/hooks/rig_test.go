@@ -24,7 +24,7 @@ import (
 const (
 	hostPort      = 4053
 	containerPort = 53
-	answerWait    = 3 * time.Second
+	answerWait    = 20 * time.Second
 )
 
 var (

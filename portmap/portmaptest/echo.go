@@ -17,7 +17,7 @@ import (
 
 const (
 	// answerWait is how long a client waits for an answer that must come.
-	answerWait = 3 * time.Second
+	answerWait = 20 * time.Second
 	// silenceWait is how long it waits for one that must not come.
 	silenceWait = 300 * time.Millisecond
 )
@@ -157,6 +157,19 @@ func dial(network string, to netip.AddrPort, wait time.Duration) (c net.Conn, er
 			return c, err
 		}
 	}
+}
+
+// send sends one datagram from a place.
+func send(from place, to netip.AddrPort) error {
+	return from.Do(func() error {
+		c, err := dial("udp", to, answerWait)
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		_, err = c.Write([]byte("?"))
+		return err
+	})
 }
 
 // ask sends one request from a place and returns the client address that the

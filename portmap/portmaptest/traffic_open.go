@@ -150,7 +150,7 @@ func broadcast(l *lab) {
 	reserved := serve(l.T, here{}, netip.Addr{}, "udp:8080")
 	for _, to := range []string{"198.51.100.255", "255.255.255.255"} {
 		seen := len(reserved.seen())
-		_, _, _ = ask(l.neighbour, "udp", netip.MustParseAddrPort(to+":8080"), time.Millisecond)
+		require.NoError(l.T, send(l.neighbour, netip.MustParseAddrPort(to+":8080")))
 		require.Eventually(l.T, func() bool { return len(reserved.seen()) > seen }, answerWait, time.Millisecond, "broadcast to %s", to)
 		require.Equal(l.T, neighbour4, reserved.seen()[seen].Addr())
 	}
