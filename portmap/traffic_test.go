@@ -257,11 +257,15 @@ func linkLocal(t *testing.T, from place, by string) netip.Addr {
 	t.Helper()
 	l, err := netlink.LinkByName("lan0")
 	require.NoError(t, err)
-	addrs, err := netlink.AddrList(l, netlink.FAMILY_V6)
-	require.NoError(t, err)
-	i := slices.IndexFunc(addrs, func(a netlink.Addr) bool { return a.IP.IsLinkLocalUnicast() })
-	require.GreaterOrEqual(t, i, 0, "lan0 has no link-local address")
-	ip, _ := netip.AddrFromSlice(addrs[i].IP)
+	var ip netip.Addr
+	require.Eventually(t, func() bool { // it comes with the carrier
+		addrs, _ := netlink.AddrList(l, netlink.FAMILY_V6)
+		i := slices.IndexFunc(addrs, func(a netlink.Addr) bool { return a.IP.IsLinkLocalUnicast() })
+		if i >= 0 {
+			ip, _ = netip.AddrFromSlice(addrs[i].IP)
+		}
+		return i >= 0
+	}, answerWait, time.Millisecond, "lan0 has no link-local address")
 	require.NoError(t, from.Do(func() error {
 		l, err := netlink.LinkByName(by)
 		if err == nil {

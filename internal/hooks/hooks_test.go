@@ -269,12 +269,16 @@ func TestOneSocketManyPorts(t *testing.T) {
 	require.NoError(t, err)
 	for range 3 {
 		for p := range uint16(5) {
-			require.NoError(t, unix.Sendto(a.fd, []byte("?"), 0, sockaddr(netip.AddrPortFrom(loopback6, 7000+p))))
+			require.NoError(t, again(func() error { return unix.Sendto(a.fd, []byte("?"), 0, sockaddr(netip.AddrPortFrom(loopback6, 7000+p))) }))
 		}
 		for range 5 {
 			buf := make([]byte, 99)
-			n, from, err := unix.Recvfrom(a.fd, buf, 0)
-			require.NoError(t, err)
+			var n int
+			var from unix.Sockaddr
+			require.NoError(t, again(func() (err error) {
+				n, from, err = unix.Recvfrom(a.fd, buf, 0)
+				return err
+			}))
 			s := from.(*unix.SockaddrInet6)
 			assert.Equal(t, loopback6.As16(), s.Addr)
 			assert.Contains(t, string(buf[:n]), fmt.Sprintf("container-%d ", s.Port-7000))
