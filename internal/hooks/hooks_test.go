@@ -269,7 +269,9 @@ func TestOneSocketManyPorts(t *testing.T) {
 	require.NoError(t, err)
 	for range 3 {
 		for p := range uint16(5) {
-			require.NoError(t, again(func() error { return unix.Sendto(a.fd, []byte("?"), 0, sockaddr(netip.AddrPortFrom(loopback6, 7000+p))) }))
+			require.NoError(t, again(func() error {
+				return unix.Sendto(a.fd, []byte("?"), 0, sockaddr(netip.AddrPortFrom(loopback6, 7000+p)))
+			}))
 		}
 		for range 5 {
 			buf := make([]byte, 99)
