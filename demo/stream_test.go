@@ -1,10 +1,8 @@
 package main
 
 import (
-	"context"
 	"net"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -50,9 +48,11 @@ func TestStream(t *testing.T) {
 					answer(c, n, buf[:size], from)
 				}
 			}()
-			ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
-			defer cancel()
-			err = stream(ctx, []string{"-timeout", "200ms", "udp", c.LocalAddr().String()})
+			length := "1m" // an error comes before
+			if name == "" {
+				length = "100ms"
+			}
+			err = stream(t.Context(), []string{"-for", length, "-timeout", "200ms", "udp", c.LocalAddr().String()})
 			if name == "" {
 				assert.NoError(t, err)
 			} else {

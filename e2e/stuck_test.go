@@ -124,6 +124,36 @@ func TestStuckIPTables(t *testing.T) {
 	h.answers(t, 5300, "c1")
 }
 
+// TestSlowStart has a start held up after the container's ports were published, as
+// by a volume of another host, for longer than it takes to look for the dead.
+func TestSlowStart(t *testing.T) {
+	t.Parallel()
+	h := stuckHost(t, "nftables")
+	require.NoError(t, h.engine.Pause())
+	started := make(chan error, 1)
+	go func() {
+		_, err := h.docker("run", "-d", "--name", "c2", "--network", "n1", "-p", "5301:7000/udp", image, "echo", "-udp", "7000", "-name", "c2")
+		started <- err
+	}()
+	began := time.Now()
+	looked := enginetest.Poll(2*time.Minute, func() error {
+		ls, err := enginetest.Run(h.command("portolan", "ls"))
+		switch {
+		case err != nil:
+			return err
+		case !strings.Contains(ls, "5301->7000/udp"):
+			return fmt.Errorf("after %s it is not published: %s", time.Since(began), ls)
+		case time.Since(began) < 65*time.Second: // they are looked for every 30 s, and 30 s old
+			return fmt.Errorf("waiting")
+		}
+		return nil
+	})
+	require.NoError(t, h.engine.Resume())
+	require.NoError(t, looked)
+	require.NoError(t, <-started)
+	h.answers(t, 5301, "c2")
+}
+
 // TestSlowNetlink has other programs change nftables and links of the host all
 // the time, each change of nftables with the kernel's one lock for as long as it
 // takes to sort half a million intervals. Containers come and go all the same.

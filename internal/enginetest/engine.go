@@ -256,6 +256,12 @@ func (e *Engine) until(p *Process, ready func() error) error {
 // Stop stops dockerd, and its containers too unless LiveRestore is set.
 func (e *Engine) Stop() error { return e.dockerd.Stop(syscall.SIGTERM, stopTime) }
 
+// Pause holds up what the engine asks of containerd until Resume.
+func (e *Engine) Pause() error { return syscall.Kill(e.containerd.PID(), syscall.SIGSTOP) }
+
+// Resume ends a Pause.
+func (e *Engine) Resume() error { return syscall.Kill(e.containerd.PID(), syscall.SIGCONT) }
+
 // Kill ends dockerd as a crash does. Containers go on.
 func (e *Engine) Kill() error { return e.dockerd.Stop(syscall.SIGKILL, stopTime) }
 
