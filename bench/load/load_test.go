@@ -46,6 +46,10 @@ func TestRun(t *testing.T) {
 			require.NoError(t, same.UnmarshalArgument(s.MarshalArgument()))
 			require.Equal(t, s, same)
 			r, err := Run(s)
+			for r.Answers == 0 && s.Kind != Bulk && err == nil && s.For < 10*time.Second { // the machine is busy
+				s.For *= 2
+				r, err = Run(s)
+			}
 			require.NoError(t, err, "%+v", s)
 			assert.GreaterOrEqual(t, r.Took, s.For)
 			if s.Kind == Bulk {
