@@ -157,17 +157,17 @@ func (d *Driver) removeBridge(n store.Network) error {
 	if err != nil {
 		return err
 	}
-	br, ok := l.(*netlink.Bridge)
-	switch {
-	case l == nil:
-	case !ok || br.Alias != aliasNetwork+n.ID && !unfinished(br, n):
-		d.log.Warn("leave an interface that is not ours", "interface", n.Bridge, "network", n.ID)
-	default:
+	if l != nil {
+		br, ok := l.(*netlink.Bridge)
+		if !ok || br.Alias != aliasNetwork+n.ID && !unfinished(br, n) {
+			d.log.Warn("leave an interface that is not ours", "interface", n.Bridge, "network", n.ID)
+			return nil
+		}
 		if err := removeLink(br); err != nil {
 			return err
 		}
 	}
-	// In any case: a zone goes by the name, for whoever has it next.
+	// A zone goes by the name, for whoever has it next.
 	if d.cfg.Zones != nil {
 		d.warn(d.cfg.Zones.Remove(n.Bridge), "take a bridge out of its zone of firewalld", n.ID)
 	}

@@ -294,8 +294,13 @@ func (d *Driver) checkSettings(n store.Network) (repaired []string, err error) {
 		return nil, err // its repair is next
 	}
 	var errs []error
-	for _, path := range d.settingsDrift(n) {
-		was, _ := d.sys.read(path)
+	before := map[string]string{} // one change may be another's too
+	wrong = d.settingsDrift(n)
+	for _, path := range wrong {
+		before[path], _ = d.sys.read(path)
+	}
+	for _, path := range wrong {
+		was := before[path]
 		switch i := switchOf(path); {
 		case i >= 0:
 			err = d.forward(n)

@@ -19,7 +19,9 @@
 // A record is written before the kernel is changed; undo runs backwards.
 // Locks are taken in the order network, endpoint, sandbox: a network's is
 // shared by calls for its endpoints and exclusive for its making and removal; a
-// sandbox's orders what its endpoints publish. Everything here is synchronous,
+// sandbox's orders what its endpoints publish. Driver.admitting comes after the
+// lock of the network that is made, and in cleanup before those of all that are
+// there, of which that is none; Driver.forwarding comes last. Everything here is synchronous,
 // but for the goroutine that net/http keeps for each bounded call.
 package driver
 

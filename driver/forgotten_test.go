@@ -90,7 +90,9 @@ func TestNetworkOfAKilledEngineGivesWay(t *testing.T) {
 		release, err := r.networks.own(t.Context(), id(5)) // after the call, which has nobody to answer
 		require.NoError(t, err)
 		release()
-		return len(r.store.Networks()) == 0
+		r.networks.mu.Lock()
+		defer r.networks.mu.Unlock()
+		return len(r.store.Networks())+len(r.networks.m) == 0
 	}, 20*time.Second, time.Millisecond)
 	r.nothingLeft()
 }

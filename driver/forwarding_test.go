@@ -72,7 +72,6 @@ func TestForwarding(t *testing.T) {
 	r.nothingLeft()
 }
 
-// What somebody else has turned on, or off again, is theirs.
 // zones is a Zones that tells of what is removed.
 type zones func(bridge string)
 
@@ -109,6 +108,7 @@ func TestZoneOfABridgeThatIsGone(t *testing.T) {
 	assert.Equal(t, []string{bridgeOf(1)}, removed)
 }
 
+// What somebody else has turned on, or off again, is theirs.
 func TestForwardingOfOthers(t *testing.T) {
 	forwardingOff(t)
 	r := newRig(t)

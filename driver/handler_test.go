@@ -67,12 +67,21 @@ func TestMissingIDs(t *testing.T) {
 func TestBodyTooLarge(t *testing.T) {
 	r := newRig(t)
 	r.maxBody = 1000
-	status, answer := r.post("/NetworkDriver.Leave", `{"NetworkID":"`+strings.Repeat("n", 1000)+`"}`)
-	assert.Equal(t, http.StatusBadRequest, status)
-	assert.Contains(t, answer["Err"], "too large")
-	status, answer = r.post("/NetworkDriver.Leave", `{"NetworkID":"n","EndpointID":"e"}`+strings.Repeat(" ", 1000))
-	assert.Equal(t, http.StatusBadRequest, status)
-	assert.Contains(t, answer["Err"], "too large")
+	for _, body := range []string{
+		`{"NetworkID":"` + strings.Repeat("n", 1000) + `"}`,
+		`{"NetworkID":"n","EndpointID":"e"}` + strings.Repeat(" ", 1000),
+	} {
+		for _, method := range []string{"Leave", "ProgramExternalConnectivity"} {
+			for _, length := range []int64{int64(len(body)), -1} { // -1 comes in chunks, and is read until it is too much
+				request := httptest.NewRequest(http.MethodPost, "/NetworkDriver."+method, strings.NewReader(body))
+				request.ContentLength = length
+				w := httptest.NewRecorder()
+				r.h.ServeHTTP(w, request)
+				assert.Equal(t, http.StatusBadRequest, w.Code, "%s %d", method, length)
+				assert.Contains(t, w.Body.String(), "too large", "%s %d", method, length)
+			}
+		}
+	}
 }
 
 // A teardown call for what is not known must not fail: the engine would keep

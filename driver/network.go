@@ -58,6 +58,9 @@ func (d *Driver) addNetwork(ctx context.Context, n store.Network) error {
 		if !sameNetwork(n, old) {
 			return errors.New("it is there already, with other settings")
 		}
+		d.admitting.Lock()
+		d.admitLocked(n.ID)
+		d.admitting.Unlock()
 	} else if err := d.admit(ctx, n); err != nil {
 		return err
 	}
@@ -99,6 +102,9 @@ func (d *Driver) raiseNetwork(n store.Network) error {
 func (d *Driver) admit(ctx context.Context, n store.Network) error {
 	d.admitting.Lock()
 	defer d.admitting.Unlock()
+	if err := ctx.Err(); err != nil {
+		return err // it has waited for too long
+	}
 	for _, old := range d.store.Networks() {
 		err := overlap(n, old)
 		if err == nil {
@@ -120,6 +126,12 @@ func (d *Driver) admit(ctx context.Context, n store.Network) error {
 	if err := checkHostAddrs(n, known); err != nil {
 		return err
 	}
+	d.admitLocked(n.ID)
+	return d.store.PutNetwork(n)
+}
+
+// admitLocked notes who has asked for a network.
+func (d *Driver) admitLocked(id string) {
 	if d.admitted == nil {
 		d.admitted = make(map[string]time.Time)
 	}
@@ -127,8 +139,7 @@ func (d *Driver) admit(ctx context.Context, n store.Network) error {
 		_, there := d.store.Network(id)
 		return !there
 	})
-	d.admitted[n.ID] = d.engines.newest()
-	return d.store.PutNetwork(n)
+	d.admitted[id] = d.engines.newest()
 }
 
 // giveWay removes a network that the engine has forgotten, and says whether it

@@ -25,7 +25,10 @@ const (
 	// after all else that a start takes, volumes of other hosts too; it forgets
 	// what was cut short.
 	neverJoined = 10 * time.Minute
-	// moveIn is how long an interface that was in a container may lie on the host.
+	// moveIn is how long after its making an interface is not asked after. One
+	// that lies on the host then was in the container before. When the daemon
+	// begins, one that never was counts as well: its start has probably failed
+	// while there was nobody to be told.
 	moveIn = 30 * time.Second
 	// tombstoneAge is how long the engine may take to delete an endpoint that
 	// has left, or died with the machine.
@@ -70,7 +73,8 @@ func (d *Driver) Restore() (err error) {
 	}
 	var gone []portmap.Mapping
 	for _, ep := range dead {
-		gone = append(gone, ep.Mappings...)
+		n, _ := d.store.Network(ep.Network)
+		gone = append(gone, portmap.Publication{Target: target(n, ep), Mappings: ep.Mappings}.Held()...)
 	}
 	// Mappers keep the guard over a Load, so that it comes with the rules.
 	if err := d.restoreGuard(); err != nil {
@@ -243,7 +247,7 @@ func (d *Driver) razeStray(id string) error {
 // revive says whether the endpoint has its port still, and has it on the
 // network's bridge again.
 func (d *Driver) revive(n store.Network, ep store.Endpoint) (alive bool, err error) {
-	if dead, err := d.isDead(ep, d.clock.now()); err != nil {
+	if dead, err := d.isDead(ep, d.clock.now(), moveIn); err != nil {
 		return false, err
 	} else if dead {
 		return false, unplug(ep.ID)
@@ -297,8 +301,9 @@ func (d *Driver) warn(err error, what, object string) {
 
 // isDead says whether an endpoint's container has ended without a Leave. The
 // engine sends none where it could not reach the daemon and gave up, nor, to a
-// driver that it has not yet asked for anything, for what died with it.
-func (d *Driver) isDead(ep store.Endpoint, now time.Time) (bool, error) {
+// driver that it has not yet asked for anything, for what died with it. starts is
+// how long a start may take.
+func (d *Driver) isDead(ep store.Endpoint, now time.Time, starts time.Duration) (bool, error) {
 	if ep.Sandbox == "" {
 		return false, nil
 	}
@@ -317,7 +322,7 @@ func (d *Driver) isDead(ep store.Endpoint, now time.Time) (bool, error) {
 		return false, nil
 	}
 	back, err := abandoned(ep.ID)
-	if !back || err != nil || since >= neverJoined {
+	if !back || err != nil || since >= starts {
 		return back, err
 	}
 	return wasUp(port)
@@ -341,12 +346,12 @@ func sandboxGone(key string) bool {
 func (d *Driver) buryDead(ctx context.Context, now time.Time) error {
 	var errs []error
 	for _, ep := range d.store.Endpoints() {
-		if dead, err := d.isDead(ep, now); !dead {
+		if dead, err := d.isDead(ep, now, neverJoined); !dead {
 			errs = append(errs, err)
 			continue
 		}
 		_, err := d.teardown(ctx, "bury", endpointRequest{ep.Network, ep.ID}, func(ep store.Endpoint) error {
-			if dead, err := d.isDead(ep, now); !dead {
+			if dead, err := d.isDead(ep, now, neverJoined); !dead {
 				return err // it has joined meanwhile
 			}
 			d.log.Info("a container has ended without a word", "endpoint", ep.ID, "network", ep.Network)

@@ -308,6 +308,16 @@ func TestReapSparesASlowStart(t *testing.T) {
 	assert.Len(t, r.mapper.Publications(), 1, "nobody waits for ever")
 }
 
+// A start that failed while no daemon was there is over when one begins.
+func TestRestoreOfWhatNeverStarted(t *testing.T) {
+	r := twoNetworks(t)
+	_, err := r.store.UpdateEndpoint(id(10), func(e *store.Endpoint) { e.Created = e.Created.Add(-time.Minute) })
+	require.NoError(t, err)
+	r.restart()
+	assert.Empty(t, r.published(10))
+	assert.Equal(t, []string{"54->53/udp"}, r.published(20), "this one may still start")
+}
+
 // A state that was damaged is set aside. What it knew of stays closed, as if
 // internal, and can be removed.
 func TestRestoreOfNobody(t *testing.T) {

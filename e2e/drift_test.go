@@ -22,8 +22,9 @@ import (
 
 // repairTime is how long a test waits for what the daemon promises to put back
 // within 2 seconds: on a machine that is busy with other tests its own programs
-// take their time, and whatever is found only by the look of every 30 s is late.
-const repairTime = 10 * time.Second
+// take their time. What is only found because the daemon looks at bridges and
+// ports every 10 seconds, without having heard, is late.
+const repairTime = 6 * time.Second
 
 // Where the kernel keeps the table, which is what an nftables mapper has from
 // Linux 6.9 on, nothing opens.

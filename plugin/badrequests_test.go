@@ -69,7 +69,7 @@ func TestBadRequestsAtALiveSocket(t *testing.T) {
 		{"text for a port", post("/NetworkDriver.ProgramExternalConnectivity", endpoint+`,"Options":{"`+portmap+`":[{"Port":"80"}]}}`), 200, "decode port bindings: "},
 		{"a port of 17 bits", post("/NetworkDriver.ProgramExternalConnectivity", endpoint+`,"Options":{"`+portmap+`":[{"Proto":6,"Port":65536}]}}`), 200, "decode port bindings: "},
 		{"arrays in arrays", post("/NetworkDriver.CreateEndpoint", endpoint+`,"Options":{"x":`+strings.Repeat("[", 1<<20)), 400, "exceeded max"},
-		{"a body without end", post("/NetworkDriver.CreateNetwork", `{"NetworkID":"`+strings.Repeat("n", 65<<20)+`"}`), 400, "request body too large"},
+		{"a body that says it is too long", post("/NetworkDriver.CreateNetwork", `{"NetworkID":"`+strings.Repeat("n", 65<<20)+`"}`), 400, "request body too large"},
 		{"no ID", post("/NetworkDriver.Leave", `{}`), 400, `{"Err":"no NetworkID"}`},
 		{"a network that nobody knows", post("/NetworkDriver.CreateEndpoint", endpoint+`,"Interface":{"Address":"10.0.0.2/24"}}`), 200, "network ffffffffffff is not known to Portolan"},
 		{"an endpoint that nobody knows", post("/NetworkDriver.ProgramExternalConnectivity", endpoint+"}"), 200, "is not known to Portolan"},
