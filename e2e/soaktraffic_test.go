@@ -168,10 +168,10 @@ func (s *soak) stream(ctx context.Context, p *soakPath) {
 			s.failed("stream, %s, %s: %v", p.name, network, err)
 			return
 		}
-		defer c.Close()
 		s.streams.Add(1)
 		go func() {
 			defer s.streams.Done()
+			defer c.Close() // after the last message, which may be under way when ctx ends
 			for n := 1; s.pause(ctx, 100*time.Millisecond); n++ {
 				excuse := s.excuses(p)
 				err := p.exchange(c, 1000, 10*time.Second)
