@@ -18,7 +18,7 @@ import (
 func stream(ctx context.Context, args []string) error {
 	f := flag.NewFlagSet("stream", flag.ContinueOnError)
 	length := f.Duration("for", time.Hour, "end after so long; SIGINT and SIGTERM end it too")
-	every := f.Duration("every", 2*time.Millisecond, "time between messages")
+	every := f.Duration("every", 5*time.Millisecond, "time between messages; an echo that has several streams may pause for half a second before its socket is full")
 	timeout := f.Duration("timeout", 5*time.Second, "how long an answer may take")
 	if err := f.Parse(args); err != nil {
 		return err
