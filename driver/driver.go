@@ -21,8 +21,8 @@
 // shared by calls for its endpoints and exclusive for its making and removal; a
 // sandbox's orders what its endpoints publish. Driver.admitting comes after the
 // lock of the network that is made, and in cleanup before those of all that are
-// there, of which that is none; Driver.forwarding comes last. Everything here is synchronous,
-// but for the goroutine that net/http keeps for each bounded call.
+// there, of which that is none; Driver.forwarding comes last. Everything here is
+// synchronous, but for the goroutine that net/http keeps for each bounded call.
 package driver
 
 import (

@@ -19,23 +19,25 @@ import (
 	"github.com/portolan/portolan/portmap"
 )
 
+// samePool is a network with the pool of network 1.
+func samePool(n int) object {
+	request := networkOf(1, true, nil)
+	request["NetworkID"] = id(n)
+	return request
+}
+
 // An engine forgets a network whose creation or removal died with the daemon,
 // and gives its pool to the next one. What is used, or was made since, stays.
 func TestForgottenNetworkGivesWay(t *testing.T) {
 	r := newRig(t)
-	same := func(n int) object {
-		request := networkOf(1, true, nil)
-		request["NetworkID"] = id(n)
-		return request
-	}
 	r.ok("CreateNetwork", networkOf(1, true, nil))
-	assert.Contains(t, r.refused("CreateNetwork", same(2)), "overlaps")
+	assert.Contains(t, r.refused("CreateNetwork", samePool(2)), "overlaps")
 	r.restart()
 	r.run(1, 10, 2, true, "/sb1")
-	assert.Contains(t, r.refused("CreateNetwork", same(2)), "overlaps")
+	assert.Contains(t, r.refused("CreateNetwork", samePool(2)), "overlaps")
 	r.ok("DeleteEndpoint", endpointOf(1, 10))
 	assert.Contains(t, r.refused("CreateNetwork", networkOf(3, true, object{optBridgeName: bridgeOf(1)})), "taken", "no engine minds bridges")
-	r.ok("CreateNetwork", same(2))
+	r.ok("CreateNetwork", samePool(2))
 	_, known := r.store.Network(id(1))
 	assert.False(t, known)
 	l, err := findLink(bridgeOf(1))
@@ -68,16 +70,11 @@ func (r *rig) createBy(e, host int, began time.Time) {
 // down, is in the next one's way no longer than until that asks.
 func TestNetworkOfAKilledEngineGivesWay(t *testing.T) {
 	r := newRig(t)
-	same := func(n int) object {
-		request := networkOf(1, true, nil)
-		request["NetworkID"] = id(n)
-		return request
-	}
 	engine, next := time.Now().Add(-time.Hour), time.Now()
-	require.Equal(t, "{}", r.as(t.Context(), engine, "CreateNetwork", same(1)))
-	require.Contains(t, r.as(t.Context(), engine, "CreateNetwork", same(2)), "overlaps")
-	require.Equal(t, "{}", r.as(t.Context(), next, "CreateNetwork", same(3)))
-	require.Contains(t, r.as(t.Context(), next, "CreateNetwork", same(4)), "overlaps")
+	require.Equal(t, "{}", r.as(t.Context(), engine, "CreateNetwork", samePool(1)))
+	require.Contains(t, r.as(t.Context(), engine, "CreateNetwork", samePool(2)), "overlaps")
+	require.Equal(t, "{}", r.as(t.Context(), next, "CreateNetwork", samePool(3)))
+	require.Contains(t, r.as(t.Context(), next, "CreateNetwork", samePool(4)), "overlaps")
 	_, known := r.store.Network(id(1))
 	assert.False(t, known)
 	r.ok("DeleteNetwork", object{"NetworkID": id(3)})
@@ -85,7 +82,7 @@ func TestNetworkOfAKilledEngineGivesWay(t *testing.T) {
 	// Whoever has ended meanwhile does not have it.
 	ctx, cancel := context.WithCancel(t.Context())
 	r.mapper.Fail = func(string, portmap.Publication) error { cancel(); return nil }
-	assert.Empty(t, r.as(ctx, next, "CreateNetwork", same(5)))
+	assert.Empty(t, r.as(ctx, next, "CreateNetwork", samePool(5)))
 	require.Eventually(t, func() bool {
 		release, err := r.networks.own(t.Context(), id(5)) // after the call, which has nobody to answer
 		require.NoError(t, err)

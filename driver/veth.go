@@ -12,7 +12,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/portolan/portolan/internal/fault"
-	"github.com/portolan/portolan/internal/rtnetlink"
 	"github.com/portolan/portolan/internal/store"
 	"github.com/portolan/portolan/portmap"
 )
@@ -133,13 +132,11 @@ func abandoned(endpoint string) (bool, error) {
 // wasUp says whether a bridge port has ever had a carrier: when its other end was
 // up, which happens in the container. Kernels before 4.16 do not tell; then it was.
 func wasUp(port netlink.Link) (bool, error) {
-	msgs, err := rtnetlink.Dump(func() ([][]byte, error) {
-		req := nl.NewNetlinkRequest(unix.RTM_GETLINK, 0)
-		info := nl.NewIfInfomsg(unix.AF_UNSPEC)
-		info.Index = int32(port.Attrs().Index)
-		req.AddData(info)
-		return req.Execute(unix.NETLINK_ROUTE, unix.RTM_NEWLINK)
-	})
+	req := nl.NewNetlinkRequest(unix.RTM_GETLINK, 0)
+	info := nl.NewIfInfomsg(unix.AF_UNSPEC)
+	info.Index = int32(port.Attrs().Index)
+	req.AddData(info)
+	msgs, err := req.Execute(unix.NETLINK_ROUTE, unix.RTM_NEWLINK)
 	if errors.Is(err, unix.ENODEV) {
 		return true, nil // and is gone
 	}

@@ -176,22 +176,18 @@ func iptJumpEdits(have, want iptRuleset) (edits []iptJumpEdit) {
 				pos = user[0] + 1
 			}
 		}
+		var gone []iptJumpEdit
+		for range there {
+			gone = append(gone, iptJumpEdit{jump: j})
+		}
 		switch {
 		case wanted && j.to == iptPrefix+"GUARD":
-			if len(there) == 1 && there[0] == len(rules) {
-				continue
-			}
-			edits = append(edits, iptJumpEdit{j, -1})
-			for range there {
-				edits = append(edits, iptJumpEdit{jump: j})
+			if len(there) != 1 || there[0] != len(rules) {
+				edits = append(append(edits, iptJumpEdit{j, -1}), gone...)
 			}
 			continue
 		case wanted && len(there) == 1 && (pos == 1 || there[0] == pos):
 			continue
-		}
-		var gone []iptJumpEdit
-		for range there {
-			gone = append(gone, iptJumpEdit{jump: j})
 		}
 		switch {
 		case !wanted:

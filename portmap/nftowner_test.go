@@ -55,10 +55,16 @@ func loaded(t *testing.T) *portmap.NFTables {
 	m, err := portmap.NewNFTables(nil)
 	require.NoError(t, err)
 	t.Cleanup(func() { _, _ = m.Load(nil, nil), m.Close() }) // both errors, where the test has closed it
+	require.NoError(t, m.Load([]portmap.Network{rigNet}, []portmap.Publication{loadedPublication(t)}))
+	return m
+}
+
+// loadedPublication is what loaded has.
+func loadedPublication(t *testing.T) portmap.Publication {
+	t.Helper()
 	p := published()
 	p.Mappings = portmaptest.Mappings(t, "8080->80", "53->53/udp", "10000-10009->10000-10009/udp", "127.0.0.1:9000-9009->9000-9009")
-	require.NoError(t, m.Load([]portmap.Network{rigNet}, []portmap.Publication{p}))
-	return m
+	return p
 }
 
 // refused runs a command of another process that must not work.
@@ -239,9 +245,7 @@ func TestFlushedBeforeNoChange(t *testing.T) {
 	require.NoError(t, err)
 	require.False(t, repaired)
 	command(t, "nft", "delete", "table", "inet", "portolan")
-	same := published()
-	same.Mappings = portmaptest.Mappings(t, "8080->80", "53->53/udp", "10000-10009->10000-10009/udp", "127.0.0.1:9000-9009->9000-9009")
-	require.NoError(t, m.Map(same))
+	require.NoError(t, m.Map(loadedPublication(t)))
 	repaired, err = m.Check()
 	require.NoError(t, err)
 	require.True(t, repaired)

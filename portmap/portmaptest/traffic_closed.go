@@ -131,6 +131,8 @@ func internal(l *lab) {
 			probes("to another network's published port", l.c2, 8081, lan4, lan6, net0.Gateway4, net0.Gateway6, net1.Gateway4, net1.Gateway6)) {
 			if p.network == "udp" {
 				_ = send(p.from, p.to) // not every way has a route
+				_, _, err := ask(p.from, p.network, p.to, time.Millisecond)
+				require.Error(l.T, err, "%s", p)
 			}
 		}
 	}
