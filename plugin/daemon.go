@@ -179,7 +179,7 @@ func (c *daemonConfig) run(ctx context.Context, log *slog.Logger) (err error) {
 	steering := openHooks(c.hooks.value, log)
 	defer closing(&err, steering.Close)
 
-	ranges, err := openRanges(c.ranges.value, c.sysctlDir, st, log)
+	ranges, err := openRanges(c.ranges.value, c.sysctlDir, st, service.forRanges(), log)
 	if err != nil {
 		return err
 	}
@@ -204,6 +204,7 @@ func (c *daemonConfig) run(ctx context.Context, log *slog.Logger) (err error) {
 		Log:       log,
 	})
 	defer closing(&err, publisher.Close)
+	defer ranges.leave()
 	defer func() {
 		if err == nil {
 			c.limits.drainFrom(publisher, log)

@@ -23,34 +23,55 @@ type openedRanges struct {
 }
 
 // openRanges attaches the programs where they are wanted and this host has what
-// they need. What an earlier process left in net.ipv4.ip_local_reserved_ports goes
-// first.
-func openRanges(wanted, sysctlDir string, st *store.Store, log *slog.Logger) (openedRanges, error) {
-	for _, c := range st.Sysctls() {
-		if c.Path != sklookup.ReservedPorts {
-			continue
-		}
-		if err := sklookup.Unreserve(sysctlDir, c.New); err != nil {
-			return openedRanges{}, err
-		}
-		if err := st.DeleteSysctl(c.Path); err != nil {
-			return openedRanges{}, err
-		}
-	}
+// they need. Where it is not so, what an earlier process held and left in
+// net.ipv4.ip_local_reserved_ports goes. keep is nil where nobody keeps anything over
+// a restart.
+func openRanges(wanted, sysctlDir string, st *store.Store, keep sklookup.Keeper, log *slog.Logger) (openedRanges, error) {
 	if wanted == rangesSockets {
-		return openedRanges{reason: "--ranges sockets"}, nil
+		return openedRanges{reason: "--ranges sockets"}, unreserve(sysctlDir, st, keep, log)
 	}
-	table, err := sklookup.Open(sklookup.Config{SysctlDir: sysctlDir, Log: log, Record: func(added string) error {
-		if added == "" {
-			return st.DeleteSysctl(sklookup.ReservedPorts)
-		}
-		return st.PutSysctl(store.Sysctl{Path: sklookup.ReservedPorts, New: added})
-	}})
+	table, err := sklookup.Open(sklookup.Config{
+		SysctlDir: sysctlDir,
+		Recorded:  recordedReserved(st),
+		Record: func(added string) error {
+			if added == "" {
+				return st.DeleteSysctl(sklookup.ReservedPorts)
+			}
+			return st.PutSysctl(store.Sysctl{Path: sklookup.ReservedPorts, New: added})
+		},
+		Keep: keep,
+		Log:  log,
+	})
 	if err != nil {
-		return openedRanges{reason: oneLine(err)}, nil
+		return openedRanges{reason: oneLine(err)}, unreserve(sysctlDir, st, keep, log)
 	}
 	debug.FreeOSMemory() // see openHooks
 	return openedRanges{table, "attached to cgroup " + table.Cgroup()}, nil
+}
+
+// unreserve ends what an earlier process held.
+func unreserve(sysctlDir string, st *store.Store, keep sklookup.Keeper, log *slog.Logger) error {
+	if keep != nil {
+		sklookup.Forget(keep, log)
+	}
+	added := recordedReserved(st)
+	if added == "" {
+		return nil
+	}
+	if err := sklookup.Unreserve(sysctlDir, added); err != nil {
+		return err
+	}
+	return st.DeleteSysctl(sklookup.ReservedPorts)
+}
+
+// recordedReserved is what an earlier process recorded.
+func recordedReserved(st *store.Store) string {
+	for _, c := range st.Sysctls() {
+		if c.Path == sklookup.ReservedPorts {
+			return c.New
+		}
+	}
+	return ""
 }
 
 // forPublisher is a nil interface where there is none.
@@ -66,6 +87,13 @@ func (r openedRanges) state() string {
 		return "sockets"
 	}
 	return "sk_lookup"
+}
+
+// leave is Table's.
+func (r openedRanges) leave() {
+	if r.Table != nil {
+		r.Leave()
+	}
 }
 
 func (r openedRanges) Close() error {

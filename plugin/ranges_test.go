@@ -22,7 +22,7 @@ func TestReservedPortsOfAnEarlierProcess(t *testing.T) {
 	require.NoError(t, err)
 	defer st.Close()
 	require.NoError(t, st.PutSysctl(store.Sysctl{Path: sklookup.ReservedPorts, New: "10000-19999"}))
-	r, err := openRanges(rangesSockets, "/proc/sys/net", st, slog.New(slog.DiscardHandler))
+	r, err := openRanges(rangesSockets, "/proc/sys/net", st, nil, slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
 	assert.Equal(t, "sockets", r.state())
 	assert.Nil(t, r.forPublisher())
@@ -40,7 +40,7 @@ func TestRangesWithoutCapabilities(t *testing.T) {
 	require.NoError(t, err)
 	defer st.Close()
 	asNobody(t, func() error {
-		r, err := openRanges(rangesAuto, "/proc/sys/net", st, slog.New(slog.DiscardHandler))
+		r, err := openRanges(rangesAuto, "/proc/sys/net", st, nil, slog.New(slog.DiscardHandler))
 		require.NoError(t, err)
 		assert.Equal(t, "sockets", r.state())
 		assert.Contains(t, r.reason, "CAP_BPF")

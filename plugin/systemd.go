@@ -14,6 +14,7 @@ import (
 	"github.com/coreos/go-systemd/v22/daemon"
 	"golang.org/x/sys/unix"
 
+	"github.com/portolan/portolan/internal/sklookup"
 	"github.com/portolan/portolan/internal/store"
 	"github.com/portolan/portolan/internal/systemd"
 	"github.com/portolan/portolan/portmap"
@@ -41,6 +42,7 @@ func tell(log *slog.Logger, lines ...string) {
 type unit struct {
 	socket *systemd.File  // that systemd listens on, or nil
 	store  *systemd.Store // nil: sockets end with the process
+	ranges *systemd.Named // nil: so do long ranges that programs hold
 }
 
 // openUnit takes what systemd has started this process with.
@@ -49,9 +51,11 @@ func openUnit(log *slog.Logger) (u unit, err error) {
 	if err != nil {
 		return unit{}, err
 	}
-	var kept []*systemd.File
+	var kept, ofRanges []*systemd.File
 	for _, f := range files {
 		switch {
+		case strings.HasPrefix(f.Name, sklookup.KeptPrefix):
+			ofRanges = append(ofRanges, f)
 		case !listensLocally(f):
 			kept = append(kept, f)
 		case u.socket != nil:
@@ -60,7 +64,11 @@ func openUnit(log *slog.Logger) (u unit, err error) {
 			u.socket = f
 		}
 	}
-	if !systemd.StoreWanted() && len(kept) == 0 {
+	room := systemd.StoreSize()
+	if room >= systemd.StoreFiles+sklookup.KeptMost || len(ofRanges) > 0 {
+		u.ranges = systemd.NewNamed(ofRanges)
+	}
+	if room < systemd.StoreFiles && len(kept) == 0 {
 		return u, nil
 	}
 	if u.store, err = systemd.OpenStore(kept, log); err != nil {
@@ -118,11 +126,23 @@ func (u unit) forPublisher() portmap.FDStore {
 	return u.store
 }
 
-func (u unit) Close() error {
-	if u.store == nil {
+// forRanges is a nil interface where there is none.
+func (u unit) forRanges() sklookup.Keeper {
+	if u.ranges == nil {
 		return nil
 	}
-	return u.store.Close()
+	return u.ranges
+}
+
+func (u unit) Close() error {
+	var err error
+	if u.ranges != nil {
+		err = u.ranges.Close()
+	}
+	if u.store != nil {
+		err = errors.Join(err, u.store.Close())
+	}
+	return err
 }
 
 // told is a task's memory of what systemd shows in `systemctl status`.

@@ -120,6 +120,7 @@ func BenchmarkPublishAll(b *testing.B) {
 type anyRanges struct{}
 
 func (anyRanges) Reserve(uint8, netip.Addr, uint16, uint16) error                 { return nil }
+func (anyRanges) Settle()                                                         {}
 func (anyRanges) Steer(uint8, netip.Addr, uint16, uint16, bool, bool, bool) error { return nil }
 func (anyRanges) Release(uint8, netip.Addr, uint16, uint16) error                 { return nil }
 func (anyRanges) Sockets() ([]*net.TCPListener, []*net.UDPConn, error)            { return nil, nil, nil }

@@ -35,6 +35,8 @@ type Ranges interface {
 	// Sockets opens what Steer leads to, for all ranges together; the caller
 	// closes them.
 	Sockets() ([]*net.TCPListener, []*net.UDPConn, error)
+	// Settle gives up what an earlier process held and nobody has reserved since.
+	Settle()
 }
 
 // BlockMin is the length from which on a range is held by Ranges, where there
@@ -54,6 +56,7 @@ type blocks struct {
 	giveUp func(Mapping) // inherited sockets that are in the way
 
 	mu      sync.Mutex // guards below, and changes of served
+	waiting bool       // the proxies do, see wait
 	proxies []rangesProxy
 	served  atomic.Pointer[[]*hostPort]
 }
@@ -86,26 +89,67 @@ func (bs *blocks) reserve(m Mapping) (*block, error) {
 func (bs *blocks) start(p *hostPort) error {
 	bs.mu.Lock()
 	defer bs.mu.Unlock()
-	if bs.proxies == nil {
-		listeners, conns, err := bs.ranges.Sockets()
-		if err != nil {
-			return err
-		}
-		for _, ln := range listeners {
-			cfg := bs.cfg.tcp
-			cfg.Counters = bs.countersOf(TCP)
-			bs.proxies = append(bs.proxies, proxy.ServeTCP(ln, bs.backendOf(TCP), cfg))
-		}
-		for _, c := range conns {
-			cfg := bs.cfg.udp
-			cfg.Counters = bs.countersOf(UDP)
-			bs.proxies = append(bs.proxies, proxy.ServeSteeredUDP(c, bs.backendOf(UDP), cfg))
-		}
+	before := bs.list()
+	if !slices.Contains(before, p) {
+		bs.store(append(slices.Clone(before), p))
 	}
-	if !slices.Contains(bs.list(), p) {
-		bs.store(append(slices.Clone(bs.list()), p))
+	if bs.waiting {
+		return nil
+	}
+	err := bs.run()
+	if err != nil {
+		bs.store(before)
+	}
+	return err
+}
+
+// run starts the proxies, unless they run.
+func (bs *blocks) run() error {
+	if bs.proxies != nil {
+		return nil
+	}
+	listeners, conns, err := bs.ranges.Sockets()
+	if err != nil {
+		return err
+	}
+	for _, ln := range listeners {
+		cfg := bs.cfg.tcp
+		cfg.Counters = bs.countersOf(TCP)
+		bs.proxies = append(bs.proxies, proxy.ServeTCP(ln, bs.backendOf(TCP), cfg))
+	}
+	for _, c := range conns {
+		cfg := bs.cfg.udp
+		cfg.Counters = bs.countersOf(UDP)
+		bs.proxies = append(bs.proxies, proxy.ServeSteeredUDP(c, bs.backendOf(UDP), cfg))
 	}
 	return nil
+}
+
+// wait has the proxies not run before settle: who waits for any of the ports is to be
+// asked for when all of them are known.
+func (bs *blocks) wait() {
+	if bs == nil {
+		return
+	}
+	bs.mu.Lock()
+	defer bs.mu.Unlock()
+	bs.waiting = true
+}
+
+// settle ends that, and what an earlier process held.
+func (bs *blocks) settle() {
+	if bs == nil {
+		return
+	}
+	bs.mu.Lock()
+	defer bs.mu.Unlock()
+	bs.waiting = false
+	if len(bs.list()) > 0 {
+		if err := bs.run(); err != nil {
+			bs.log.Warn("long ranges are served by the kernel alone", "err", err)
+		}
+	}
+	bs.ranges.Settle()
 }
 
 // stop takes a port out of those that are served, ends what is under way for it,

@@ -24,6 +24,8 @@ type fakeRanges struct {
 	ports map[fakePort]string // to what is done with it
 	taken []uint16            // by another process
 	calls int
+
+	settled int // what was held then
 }
 
 type fakePort struct {
@@ -79,6 +81,8 @@ func (f *fakeRanges) set(proto uint8, host netip.Addr, first, last uint16, befor
 		}
 	}
 }
+
+func (f *fakeRanges) Settle() { f.settled = len(f.ports) }
 
 func (f *fakeRanges) Sockets() ([]*net.TCPListener, []*net.UDPConn, error) {
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
@@ -194,6 +198,7 @@ func TestRangesRestored(t *testing.T) {
 	require.NoError(t, r.Restore([]portmap.Network{rigNet}, []portmap.Run{run}, nil))
 	require.Equal(t, []string{"15000->15000/udp"}, texts(r.Lost("e1")))
 	require.Equal(t, []string{"17 10000-14999 false,false,true", "17 16250-19999 false,false,true"}, f.held())
+	require.Equal(t, len(f.ports), f.settled, "what an earlier process held is given up when this one holds it")
 	require.NoError(t, r.Retry())
 	require.Len(t, r.Lost("e1"), 1)
 	require.NoError(t, other.Close())

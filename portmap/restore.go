@@ -56,6 +56,7 @@ func (p *Publisher) Restore(nets []Network, runs []Run, gone []Mapping) error {
 	fault.Point("restore loaded")
 	p.flush(Publication{Mappings: gone}, pubs...)
 	fault.Point("restore flushed")
+	p.blocks.wait()
 	for _, r := range runs {
 		s := p.lock(r.Sandbox)
 		if s.pub.Endpoint != "" {
@@ -64,6 +65,7 @@ func (p *Publisher) Restore(nets []Network, runs []Run, gone []Mapping) error {
 		p.unlock(s)
 	}
 	p.heirs.settle()
+	p.blocks.settle()
 	return nil
 }
 

@@ -453,6 +453,16 @@ check_store() {
 	# The port is free at once: it is the time that ends the program.
 	ok 'docker rm -f many; timeout 0.2 /srv/image/demo echo -udp 3599 || [[ $? == 124 ]]'
 	has 'systemctl show -p NFileDescriptorStore portolan' '=2'
+	if [[ -d $work/cgroup/unified ]]; then
+		ok 'docker run -d --name long --network mynet -p 20000-21999:20000-21999/udp demo echo -udp 20000'
+		# Three links of BPF programs, a map, and four sockets.
+		has 'portolan ls; systemctl show -p NFileDescriptorStore portolan' '=10'
+		has "$away; timeout 0.2 /srv/image/demo echo -udp 21999 2>&1 || true" 'address already in use'
+		has "$away; /srv/image/demo send -timeout 30s udp [::1]:20000" '20000 '
+		soon 'systemctl show -p NFileDescriptorStore portolan' '=10'
+		ok 'docker rm -f long; timeout 0.2 /srv/image/demo echo -udp 21999 || [[ $? == 124 ]]'
+		soon 'systemctl show -p NFileDescriptorStore portolan' '=2'
+	fi
 	hasnt 'journalctl -b -u portolan -u init.scope' 'FileDescriptorStoreMax'
 	hasnt 'journalctl -b -u portolan' 'taken meanwhile'
 	ok 'systemctl stop portolan.socket portolan; ! ss -Hltn sport = :8080 | grep .; systemctl start portolan'

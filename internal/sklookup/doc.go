@@ -23,8 +23,9 @@
 // attached keeps what he has.
 //
 // Links are not pinned: when the process ends, however it ends, the programs
-// are gone. The sysctl stays, so what was added to it is told to Config.Record
-// before, and Unreserve takes it back.
+// are gone, unless there is a Keeper that has them stay for the next process. The
+// sysctl stays, so what was added to it is told to Config.Record before, and
+// Unreserve takes it back.
 //
 // # Kernels
 //

@@ -41,7 +41,7 @@ func (t *Table) findHolders(proto uint8, host netip.Addr, first, last uint16) er
 		}
 		for _, s := range socks {
 			port := s.ID.SourcePort
-			if s.State != state || port < first || port > last || slices.Contains(t.sockets, uint64(s.INode)) {
+			if s.State != state || port < first || port > last || slices.Contains(t.inodes, uint64(s.INode)) {
 				continue
 			}
 			if local, ok := netip.AddrFromSlice(s.ID.Source); ok && overlap(local, host) {

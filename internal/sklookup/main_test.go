@@ -20,6 +20,7 @@ import (
 
 	"github.com/portolan/portolan/internal/bpfhost"
 	"github.com/portolan/portolan/internal/netnstest"
+	"github.com/portolan/portolan/internal/systemd"
 )
 
 // What this binary is, besides the tests: another process that binds, and one
@@ -158,60 +159,80 @@ func bindSocket(proto int, addr netip.AddrPort, options string) (int, error) {
 	return fd, nil
 }
 
-// hold holds ports, says which programs do, and waits to be killed.
+// hold holds ports, says which programs do, and waits to be killed. Where there is a
+// manager they are kept by it, with sockets.
 func hold(cgroup string) int {
-	table, err := Open(Config{Cgroup: cgroup, Record: func(added string) error {
+	cfg := Config{Cgroup: cgroup, Record: func(added string) error {
 		_, err := fmt.Println("added", added)
 		return err
-	}})
+	}}
+	if os.Getenv("NOTIFY_SOCKET") != "" {
+		cfg.Keep = systemd.NewNamed(nil)
+	}
+	table, err := Open(cfg)
 	if err == nil {
 		err = table.Reserve(unix.IPPROTO_UDP, netip.Addr{}, 20000, 29999)
+	}
+	if err == nil && cfg.Keep != nil {
+		err = holdSteered(table)
 	}
 	if err != nil {
 		fmt.Println(err)
 		return 1
 	}
-	var ids []string
-	for _, p := range table.programs() {
-		info, err := p.Info()
-		if err != nil {
-			fmt.Println(err)
-			return 1
-		}
-		id, _ := info.ID()
-		ids = append(ids, strconv.Itoa(int(id)))
-	}
-	fmt.Println("programs", strings.Join(ids, " "))
+	ids, err := programIDs(table)
+	fmt.Println("programs", strings.Trim(fmt.Sprint(ids), "[]"), err)
 	time.Sleep(time.Minute)
 	return 1
 }
 
-// What is held is free again when the process was killed, but for the sysctl,
-// which what it recorded takes back.
-func TestKilled(t *testing.T) {
-	open(t) // or skip
+func holdSteered(table *Table) error {
+	if err := table.Reserve(unix.IPPROTO_TCP, netip.Addr{}, 20000, 29999); err != nil {
+		return err
+	}
+	if _, _, err := table.Sockets(); err != nil {
+		return err
+	}
+	return errors.Join(table.Steer(unix.IPPROTO_TCP, netip.Addr{}, 20000, 29999, true, true, true),
+		table.Steer(unix.IPPROTO_UDP, netip.Addr{}, 20000, 29999, true, true, true))
+}
+
+func programIDs(table *Table) (ids []ebpf.ProgramID, err error) {
+	for _, p := range table.programs() {
+		info, e := p.Info()
+		if e != nil {
+			return ids, e
+		}
+		id, _ := info.ID()
+		ids = append(ids, id)
+	}
+	return ids, nil
+}
+
+// killHolder has another process hold ports, kills it, and returns its programs and
+// what it has recorded.
+func killHolder(t *testing.T, env ...string) (ids []ebpf.ProgramID, added string) {
+	t.Helper()
 	cmd := exec.Command(os.Args[0])
 	cmd.Env = append(os.Environ(), asHolder+"="+testCgroup(t))
+	cmd.Env = append(cmd.Env, env...)
 	out, err := cmd.StdoutPipe()
 	require.NoError(t, err)
 	require.NoError(t, cmd.Start())
-	t.Cleanup(func() {
+	defer func() {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
-	})
-	var added string
-	var ids []ebpf.ProgramID
+	}()
 	for lines := bufio.NewScanner(out); ids == nil && lines.Scan(); {
 		word, rest, _ := strings.Cut(lines.Text(), " ")
 		switch word {
 		case "added":
 			added = rest
 		case "programs":
-			for id := range strings.FieldsSeq(rest) {
-				n, err := strconv.Atoi(id)
-				require.NoError(t, err)
-				ids = append(ids, ebpf.ProgramID(n))
-			}
+			var a, b, c ebpf.ProgramID
+			_, err := fmt.Sscanf(rest, "%d %d %d <nil>", &a, &b, &c)
+			require.NoError(t, err, rest)
+			ids = []ebpf.ProgramID{a, b, c}
 		default:
 			require.Fail(t, lines.Text())
 		}
@@ -219,21 +240,33 @@ func TestKilled(t *testing.T) {
 	require.Len(t, ids, 3)
 	require.Equal(t, "20000-29999", added)
 	require.Equal(t, added, reservedPorts(t))
-	other := newProcess(t)
-	require.Contains(t, other.bind(t, unix.IPPROTO_UDP, "0.0.0.0:20000"), "in use")
+	require.Contains(t, newProcess(t).bind(t, unix.IPPROTO_UDP, "0.0.0.0:20000"), "in use")
+	return ids, added
+}
 
-	require.NoError(t, cmd.Process.Kill())
-	_ = cmd.Wait()
+// requireUnloaded waits until nobody has programs any more.
+func requireUnloaded(t *testing.T, ids []ebpf.ProgramID) {
+	t.Helper()
 	for _, id := range ids {
-		require.Eventually(t, func() bool {
-			p, err := ebpf.NewProgramFromID(id)
-			if err == nil {
-				p.Close()
-			}
-			return err != nil
-		}, 10*time.Second, 10*time.Millisecond, "program %d is still loaded", id)
+		require.Eventually(t, func() bool { return !isLoaded(id) }, patience, 10*time.Millisecond, "program %d is still loaded", id)
 	}
-	require.Empty(t, other.bind(t, unix.IPPROTO_UDP, "0.0.0.0:20000"))
+}
+
+func isLoaded(id ebpf.ProgramID) bool {
+	p, err := ebpf.NewProgramFromID(id)
+	if err == nil {
+		p.Close()
+	}
+	return err == nil
+}
+
+// What is held is free again when the process was killed, but for the sysctl,
+// which what it recorded takes back.
+func TestKilled(t *testing.T) {
+	open(t) // or skip
+	ids, added := killHolder(t)
+	requireUnloaded(t, ids)
+	require.Empty(t, newProcess(t).bind(t, unix.IPPROTO_UDP, "0.0.0.0:20000"))
 	require.Equal(t, added, reservedPorts(t))
 	require.NoError(t, Unreserve("/proc/sys/net", added))
 	require.Empty(t, reservedPorts(t))

@@ -76,6 +76,7 @@ func (t *Table) Reserve(proto uint8, host netip.Addr, first, last uint16) error 
 		t.ranges = before
 		return errors.Join(err, t.update())
 	}
+	t.follow(true)
 	return nil
 }
 
@@ -110,7 +111,12 @@ func (t *Table) Release(proto uint8, host netip.Addr, first, last uint16) error 
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return errors.Join(err, t.sysctl.set(t.ranges))
+	if t.closed || t.left {
+		return err
+	}
+	err = errors.Join(err, t.sysctl.set(t.ranges))
+	t.follow(len(t.ranges) > 0)
+	return err
 }
 
 // change has f change the held ports among some, of which ranges are parted where
@@ -120,6 +126,9 @@ func (t *Table) change(proto uint8, host netip.Addr, first, last uint16, f func(
 	defer t.mu.Unlock()
 	if t.closed {
 		return errClosed
+	}
+	if t.left {
+		return nil
 	}
 	var now []portRange
 	for _, r := range t.ranges {

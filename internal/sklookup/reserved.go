@@ -26,7 +26,8 @@ type portSet [1 << 16]bool
 type reserved struct {
 	dir    string
 	record func(added string) error
-	ours   string // as recorded
+	ours   string   // as recorded
+	floor  *portSet // what stays beside the ranges that are held, if any does
 }
 
 // check says whether the sysctl can be written.
@@ -53,6 +54,11 @@ func (r *reserved) set(ranges []portRange) error {
 	for _, p := range ranges {
 		for port := int(p.first); port <= int(p.last); port++ {
 			want[port] = true
+		}
+	}
+	if r.floor != nil {
+		for port := range want {
+			want[port] = want[port] || r.floor[port]
 		}
 	}
 	r.keepFree(&want, now, ours)

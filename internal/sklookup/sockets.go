@@ -5,13 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"syscall"
+	"os"
 
 	"golang.org/x/sys/unix"
 )
 
 // Sockets opens what Steer leads to: a TCP listener and a UDP socket for each
-// family that this host has. The caller closes them; opened again they take the
+// family that this host has, of which those that an earlier process left are its own
+// again, with what waits in them. The caller closes them; opened again they take the
 // place of those of before.
 //
 // An accepted connection's local address is the one that was dialled. Of a
@@ -25,9 +26,13 @@ func (t *Table) Sockets() (listeners []*net.TCPListener, conns []*net.UDPConn, e
 	if t.closed {
 		return nil, nil, errClosed
 	}
-	t.sockets = nil
+	t.inodes = nil
+	inherited := t.inheritedSockets(t.netns)
+	var opened []Descriptor
 	defer func() {
+		closeAll(inherited) // of those in use there are copies
 		if err == nil {
+			t.keepSockets(opened)
 			return
 		}
 		for _, ln := range listeners {
@@ -39,27 +44,59 @@ func (t *Table) Sockets() (listeners []*net.TCPListener, conns []*net.UDPConn, e
 		listeners, conns = nil, nil
 	}()
 	for i, host := range []string{"127.0.0.1:0", "[::1]:0"} {
-		var lc net.ListenConfig
-		lc.SetMultipathTCP(false) // such a listener is no TCP socket to the map
-		ln, err := lc.Listen(context.Background(), "tcp", host)
+		ln, err := listenOr(inherited[i], host)
 		if i > 0 && noIPv6(err) {
 			break
 		}
 		if err != nil {
 			return listeners, conns, err
 		}
-		listeners = append(listeners, ln.(*net.TCPListener))
-		c, err := lc.ListenPacket(context.Background(), "udp", host)
+		listeners = append(listeners, ln)
+		c, err := listenUDPOr(inherited[2+i], host)
 		if err != nil {
 			return listeners, conns, err
 		}
-		conns = append(conns, c.(*net.UDPConn))
+		conns = append(conns, c)
 		// As socket_index in sklookup.bpf.c.
-		if err := errors.Join(t.enter(uint32(i), ln.(syscall.Conn)), t.enter(uint32(2+i), c.(syscall.Conn))); err != nil {
+		if err := errors.Join(t.enter(uint32(i), socketOf{ln}), t.enter(uint32(2+i), socketOf{c})); err != nil {
 			return listeners, conns, err
 		}
+		opened = append(opened, socketOf{ln}, socketOf{c})
 	}
 	return listeners, conns, nil
+}
+
+// listenOr is a listener that an earlier process left, with who waits there, or a
+// new one.
+func listenOr(inherited *os.File, host string) (*net.TCPListener, error) {
+	var ln net.Listener
+	var err error
+	if inherited != nil {
+		ln, err = net.FileListener(inherited)
+	} else {
+		var lc net.ListenConfig
+		lc.SetMultipathTCP(false) // such a listener is no TCP socket to the map
+		ln, err = lc.Listen(context.Background(), "tcp", host)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return ln.(*net.TCPListener), nil
+}
+
+// listenUDPOr is the same for UDP.
+func listenUDPOr(inherited *os.File, host string) (*net.UDPConn, error) {
+	var c net.PacketConn
+	var err error
+	if inherited != nil {
+		c, err = net.FilePacketConn(inherited)
+	} else {
+		c, err = net.ListenPacket("udp", host)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return c.(*net.UDPConn), nil
 }
 
 func noIPv6(err error) bool {
@@ -67,19 +104,15 @@ func noIPv6(err error) bool {
 }
 
 // enter gives the programs a socket.
-func (t *Table) enter(index uint32, s syscall.Conn) error {
-	raw, err := s.SyscallConn()
-	if err != nil {
-		return err
-	}
+func (t *Table) enter(index uint32, s Descriptor) error {
 	var st unix.Stat_t
 	var put error
-	err = raw.Control(func(fd uintptr) {
+	err := s.Control(func(fd uintptr) {
 		put = errors.Join(unix.Fstat(int(fd), &st), t.objs.Sockets.Put(index, uint64(fd)))
 	})
 	if err := errors.Join(err, put); err != nil {
 		return fmt.Errorf("enter a socket for held ports: %w", err)
 	}
-	t.sockets = append(t.sockets, st.Ino)
+	t.inodes = append(t.inodes, st.Ino)
 	return nil
 }

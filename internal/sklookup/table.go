@@ -7,6 +7,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"syscall"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -22,25 +23,33 @@ type Config struct {
 	Cgroup string
 	// SysctlDir is /proc/sys/net where it can be written; "" means there.
 	SysctlDir string
+	// Recorded is what an earlier process told Record last. It goes, unless that
+	// process holds ports still, by Keep: then it goes with Settle.
+	Recorded string
 	// Record is told which ports are about to be in ip_local_reserved_ports
 	// because of this process, as they stand there ("" for none), before the
 	// first are and after some are no more. Its error ends the attempt.
 	Record func(added string) error
-	Log    *slog.Logger // nil is silent
+	// Keep has what is held stay held from the end of this process, with Leave or
+	// by a signal, until the next one's Settle. nil: it is free then.
+	Keep Keeper
+	Log  *slog.Logger // nil is silent
 }
 
 // Table is the ports that are held. Its methods are safe for concurrent use.
 type Table struct {
 	cfg    Config
 	objs   objects
-	links  []link.Link
+	links  []*link.RawLink
+	netns  uint64 // its cookie
 	sysctl reserved
 
-	mu      sync.Mutex // guards below
-	ranges  []portRange
-	kernel  map[programsPortKey]uint8 // what the map of ports has
-	sockets []uint64                  // inodes of those that Sockets opened
-	closed  bool
+	mu sync.Mutex // guards below
+	succession
+	ranges []portRange
+	kernel map[programsPortKey]uint8 // what the map of ports has
+	inodes []uint64                  // of what Sockets opened
+	closed bool
 }
 
 // objects are what the kernel holds of sklookup.bpf.c.
@@ -48,10 +57,11 @@ type objects struct {
 	programsPrograms
 	programsMaps
 	programsVariables
+	Data *ebpf.Map `ebpf:".bss"` // where the variables are
 }
 
 func (o *objects) Close() error {
-	return errors.Join(o.programsPrograms.Close(), o.programsMaps.Close())
+	return errors.Join(o.programsPrograms.Close(), o.programsMaps.Close(), o.Data.Close())
 }
 
 // Open attaches the programs for the calling thread's network namespace. Nothing
@@ -69,7 +79,13 @@ func Open(cfg Config) (*Table, error) {
 	if cfg.Record == nil {
 		cfg.Record = func(string) error { return nil }
 	}
-	t := &Table{cfg: cfg, sysctl: reserved{dir: cfg.SysctlDir, record: cfg.Record}, kernel: map[programsPortKey]uint8{}}
+	t := &Table{
+		cfg:    cfg,
+		sysctl: reserved{dir: cfg.SysctlDir, record: cfg.Record, ours: cfg.Recorded},
+		kernel: map[programsPortKey]uint8{},
+
+		succession: succession{keep: cfg.Keep, log: cfg.Log},
+	}
 	if err := t.open(); err != nil {
 		return nil, errors.Join(fmt.Errorf("attach BPF programs: %w", err), t.Close())
 	}
@@ -112,7 +128,57 @@ func (t *Table) open() (err error) {
 		}
 		t.links = append(t.links, l)
 	}
-	return t.teachOwner()
+	if err := t.teachOwner(); err != nil {
+		return err
+	}
+	return t.succeed()
+}
+
+// succeed takes over from an earlier process.
+func (t *Table) succeed() error {
+	for _, l := range t.links {
+		t.succession.links = append(t.succession.links, heldFD(l.FD()))
+	}
+	t.variables = heldFD(t.objs.Data.FD())
+	if t.keep != nil {
+		t.inherit(t.objs.Data)
+	}
+	if len(t.earlier) == 0 {
+		return t.sysctl.set(nil)
+	}
+	inherited := t.inheritedSockets(t.netns)
+	defer closeAll(inherited)
+	for _, f := range inherited {
+		if info, err := f.Stat(); err == nil { // nil has none
+			t.inodes = append(t.inodes, info.Sys().(*syscall.Stat_t).Ino)
+		}
+	}
+	floor, err := parsePorts(t.cfg.Recorded)
+	t.sysctl.floor = floor
+	return err
+}
+
+// Settle gives up what an earlier process held and this one does not. Nobody can
+// have it before.
+func (t *Table) Settle() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.closed || len(t.earlier) == 0 {
+		return
+	}
+	t.settle()
+	t.sysctl.floor = nil
+	if err := t.sysctl.set(t.ranges); err != nil {
+		t.cfg.Log.Warn("ports that an earlier process held stay reserved", "err", err)
+	}
+}
+
+// Leave leaves what is held to the next process, if it is kept: nothing is steered or
+// released from here on. It is for the end of this one, before Close.
+func (t *Table) Leave() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.left = t.kept
 }
 
 type attachment struct {
@@ -129,15 +195,15 @@ func (t *Table) programs() []attachment {
 }
 
 func (t *Table) load() error {
-	cookie, err := bpfhost.NetnsCookie()
-	if err != nil {
+	var err error
+	if t.netns, err = bpfhost.NetnsCookie(); err != nil {
 		return err
 	}
 	spec, err := loadPrograms()
 	if err != nil {
 		return err
 	}
-	if err := spec.Variables[programsVarNetns].Set(cookie); err != nil {
+	if err := spec.Variables[programsVarNetns].Set(t.netns); err != nil {
 		return fmt.Errorf("set network namespace: %w", err)
 	}
 	if err := spec.LoadAndAssign(&t.objs, nil); err != nil {
@@ -177,8 +243,8 @@ func (t *Table) teachOwner() error {
 // Cgroup is the folder that programs are attached to.
 func (t *Table) Cgroup() string { return t.cfg.Cgroup }
 
-// Close detaches the programs and gives every port back; the sockets of Sockets
-// are not closed. Closing again is nil.
+// Close detaches the programs and gives every port back, unless they were left to
+// the next process; the sockets of Sockets are not closed. Closing again is nil.
 func (t *Table) Close() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -187,7 +253,7 @@ func (t *Table) Close() error {
 	}
 	t.closed = true
 	var err error
-	if len(t.ranges) > 0 {
+	if len(t.ranges) > 0 && !t.left {
 		t.ranges = nil
 		err = t.sysctl.set(nil)
 	}

@@ -48,11 +48,17 @@ type Store struct {
 // item is a socket in the queue.
 type item struct{ Socket }
 
-// StoreWanted says whether systemd keeps descriptors for this process, as it says
-// (systemd 254) or the unit does.
-func StoreWanted() bool {
+// StoreFiles is how many descriptors a Store has systemd keep.
+const StoreFiles = 2
+
+// StoreSize is how many descriptors systemd keeps for this process at most, as it
+// says (systemd 254) or the unit does.
+func StoreSize() int {
 	n, err := strconv.Atoi(os.Getenv("FDSTORE"))
-	return err == nil && n >= 2 && os.Getenv("NOTIFY_SOCKET") != ""
+	if err != nil || os.Getenv("NOTIFY_SOCKET") == "" {
+		return 0
+	}
+	return max(n, 0)
 }
 
 // OpenStore takes the queue out of what this process was started with, which it owns

@@ -246,15 +246,15 @@ func TestInheritIsNotForAnotherProcess(t *testing.T) {
 	}
 }
 
-func TestStoreWanted(t *testing.T) {
+func TestStoreSize(t *testing.T) {
 	t.Setenv("NOTIFY_SOCKET", "/run/systemd/notify")
-	for text, want := range map[string]bool{"": false, "2": true, "4096": true, "1": false, "0": false, "-1": false, "many": false} {
+	for text, want := range map[string]int{"": 0, "2": 2, "4096": 4096, "0": 0, "-1": 0, "many": 0} {
 		t.Setenv("FDSTORE", text)
-		assert.Equal(t, want, systemd.StoreWanted(), text)
+		assert.Equal(t, want, systemd.StoreSize(), text)
 	}
 	t.Setenv("FDSTORE", "2")
 	t.Setenv("NOTIFY_SOCKET", "")
-	assert.False(t, systemd.StoreWanted())
+	assert.Zero(t, systemd.StoreSize())
 }
 
 func TestOpenStoreWithoutAManager(t *testing.T) {

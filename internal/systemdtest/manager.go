@@ -19,7 +19,7 @@ import (
 )
 
 // Manager is a service manager with one service. As systemd does, it keeps no
-// socket twice, removes by name, and closes what it was not asked to store.
+// descriptor twice, removes by name, and closes what it was not asked to store.
 type Manager struct {
 	// Max is how many descriptors it keeps (FileDescriptorStoreMax).
 	Max int
@@ -33,9 +33,8 @@ type Manager struct {
 }
 
 type entry struct {
-	name   string
-	fd     int
-	cookie uint64
+	name string
+	fd   int
 }
 
 // New returns a manager that listens until the test ends.
@@ -45,7 +44,7 @@ func New(t testing.TB) *Manager {
 	require.NoError(t, err)
 	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: filepath.Join(dir, "notify"), Net: "unixgram"})
 	require.NoError(t, err)
-	m := &Manager{Max: 2, conn: conn, ended: make(chan struct{})}
+	m := &Manager{Max: 16, conn: conn, ended: make(chan struct{})}
 	go m.listen()
 	t.Cleanup(func() {
 		_ = conn.Close()
@@ -102,14 +101,23 @@ func (m *Manager) hear(lines []string, fds []int) {
 }
 
 func (m *Manager) keep(name string, fd int) {
-	cookie, err := unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_COOKIE)
-	known := slices.ContainsFunc(m.stored, func(e entry) bool { return e.cookie == cookie })
-	if err != nil || known || len(m.stored) >= m.Max {
+	known := slices.ContainsFunc(m.stored, func(e entry) bool { return sameFile(e.fd, fd) })
+	if known || len(m.stored) >= m.Max {
 		_ = unix.Close(fd)
 		return
 	}
 	unix.CloseOnExec(fd)
-	m.stored = append(m.stored, entry{name, fd, cookie})
+	m.stored = append(m.stored, entry{name, fd})
+}
+
+// sameFile is kcmp(2) with KCMP_FILE, by which systemd tells.
+func sameFile(a, b int) bool {
+	self := uintptr(os.Getpid())
+	differ, _, errno := unix.Syscall6(unix.SYS_KCMP, self, self, 0, uintptr(a), uintptr(b), 0)
+	if errno != 0 {
+		panic(fmt.Sprint("kcmp: ", errno))
+	}
+	return differ == 0
 }
 
 func (m *Manager) remove(which func(entry) bool) {
