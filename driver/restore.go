@@ -15,6 +15,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"github.com/portolan/portolan/internal/rtnetlink"
+	"github.com/portolan/portolan/internal/sklookup"
 	"github.com/portolan/portolan/internal/store"
 	"github.com/portolan/portolan/portmap"
 )
@@ -141,9 +142,13 @@ func (d *Driver) rebooted(nets []store.Network) bool {
 }
 
 // forgetSysctls forgets what was changed in a kernel that is no more: what is
-// set now is somebody else's doing, and not to be put back.
+// set now is somebody else's doing, and not to be put back. The list of reserved
+// ports is not among it: who holds long ranges has looked at it, and keeps the record.
 func (d *Driver) forgetSysctls() {
 	for _, c := range d.store.Sysctls() {
+		if c.Path == sklookup.ReservedPorts {
+			continue
+		}
 		d.warn(d.store.DeleteSysctl(c.Path), "forget a sysctl", c.Path)
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/vishvananda/netns"
 
 	"github.com/portolan/portolan/internal/netnstest"
+	"github.com/portolan/portolan/internal/sklookup"
 	"github.com/portolan/portolan/internal/store"
 	"github.com/portolan/portolan/portmap"
 )
@@ -224,8 +225,12 @@ func TestRestoreOfForwarding(t *testing.T) {
 	require.NoError(t, netlink.LinkDel(linkOf(t, bridgeOf(1))))
 	require.NoError(t, netlink.LinkDel(linkOf(t, "pvd000000a00")))
 	netnstest.Sysctl(t, "ipv4/ip_forward", "0")
+	// Who holds long ranges was first to look at the list, and may add to it.
+	reserved := store.Sysctl{Path: sklookup.ReservedPorts, New: "20000-29999"}
+	require.NoError(t, r.store.PutSysctl(reserved))
 	r.restart()
-	assert.Empty(t, r.store.Sysctls())
+	assert.Equal(t, []store.Sysctl{reserved}, r.store.Sysctls())
+	require.NoError(t, r.store.DeleteSysctl(reserved.Path))
 	got4, _, _ = r.mapper.Guarded()
 	assert.False(t, got4)
 	assert.Equal(t, "0", sysctl(t, "ipv4/ip_forward"), "the engine may want to turn it on itself")

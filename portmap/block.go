@@ -146,7 +146,7 @@ func (bs *blocks) settle() {
 	bs.waiting = false
 	if len(bs.list()) > 0 {
 		if err := bs.run(); err != nil {
-			bs.log.Warn("long ranges are served by the kernel alone", "err", err)
+			bs.log.Warn("long ranges are served by the kernel alone, not by the proxy", "err", err)
 		}
 	}
 	bs.ranges.Settle()
@@ -176,6 +176,23 @@ func (bs *blocks) stop(p *hostPort) error {
 			err = errors.Join(err, proxy.Close())
 		}
 	}
+	return err
+}
+
+// leave ends the proxies, before the ports they serve are closed one by one: who
+// comes meanwhile waits for the next process, if there is one.
+func (bs *blocks) leave() error {
+	if bs == nil {
+		return nil
+	}
+	bs.mu.Lock()
+	defer bs.mu.Unlock()
+	var err error
+	for _, p := range bs.proxies {
+		err = errors.Join(err, p.Close())
+	}
+	bs.proxies = nil
+	bs.store(nil)
 	return err
 }
 

@@ -317,7 +317,7 @@ func (p *Publisher) Release(sandboxID string) error {
 // carries goes on, and what an FDStore has stays there. The hooks are not told;
 // they are closed next.
 func (p *Publisher) Close() error {
-	var err error
+	err := p.blocks.leave()
 	for _, s := range p.all() {
 		s.mu.Lock()
 		if !s.closed {

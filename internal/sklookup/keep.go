@@ -2,11 +2,10 @@ package sklookup
 
 import (
 	"errors"
-	"fmt"
 	"log/slog"
-	"maps"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 
@@ -39,7 +38,9 @@ const (
 	KeptPrefix = "ranges-"
 	// KeptMost is how many descriptors are kept at a time: three links and a map
 	// for each of two processes, and four sockets.
-	KeptMost = 12
+	KeptMost = 2*(programs+1) + 4
+
+	programs = 3 // of each process
 
 	keptSockets   = KeptPrefix + "sockets"
 	keptVariables = "-variables"
@@ -48,63 +49,89 @@ const (
 // succession has one process take over from another, without a moment in which what
 // both hold is free.
 //
-// While a process holds ports its links are kept, under the name of its generation;
-// beside them the map of its programs' variables, from when it has taken up what
-// there was. Only then is what earlier ones held let go. So links without a map are of
-// a process that was ended while it started, and hold a part of what others do.
+// While a process holds ports its links are kept, under the name of its generation,
+// whose number is one more than that of the one before; beside them the map of its
+// programs' variables, from when it has taken up what there was. Only then is what
+// the earlier one held let go. So links without a map are of a process that was ended
+// while it started, and hold a part of what the earlier one does; and of two
+// generations with a map the later one holds all that is wanted of the other.
 type succession struct {
 	keep Keeper // nil: what is held is free when the process ends
 	log  *slog.Logger
 
-	name      string       // of this generation
-	links     []Descriptor // of this process
-	variables Descriptor
-	sockets   []Descriptor // that it opened last
+	generation int
+	links      []Descriptor // of this process
+	variables  Descriptor
+	sockets    []Descriptor // that it opened last
 
-	earlier []string // generations that hold ports until this one has settled
-	kept    bool     // what this process holds is
-	left    bool     // to the next process
+	earlier int  // generation that holds ports until this one has settled; none is 0
+	kept    bool // what this process holds is
+	left    bool // to the next process
 }
+
+func linksOf(generation int) string     { return KeptPrefix + strconv.Itoa(generation) }
+func variablesOf(generation int) string { return linksOf(generation) + keptVariables }
 
 // Forget ends what an earlier process holds, where no Table takes over.
 func Forget(keep Keeper, log *slog.Logger) {
 	s := succession{keep: keep, log: log}
-	for name := range keep.Inherited() {
-		if strings.HasSuffix(name, keptVariables) {
-			continue
-		}
-		s.release(name)
+	inherited := keep.Inherited()
+	for _, generation := range s.generations(inherited) {
+		s.release(generation)
+	}
+	if len(inherited[keptSockets]) > 0 {
+		s.remove(keptSockets)
 	}
 }
 
-// inherit finds the earlier generations, and has their programs know who may bind.
+// generations are those of which anything is left, the last first. What has another
+// name goes.
+func (s *succession) generations(inherited map[string][]Descriptor) (all []int) {
+	for name := range inherited {
+		generation, err := strconv.Atoi(strings.TrimSuffix(strings.TrimPrefix(name, KeptPrefix), keptVariables))
+		switch {
+		case err == nil && generation > 0:
+			all = append(all, generation)
+		case name != keptSockets:
+			s.remove(name)
+		}
+	}
+	slices.Sort(all)
+	all = slices.Compact(all)
+	slices.Reverse(all)
+	return all
+}
+
+// inherit finds the generation that holds what is wanted, and has its programs know
+// who may bind. All others go.
 func (s *succession) inherit(variables *ebpf.Map) {
 	inherited := s.keep.Inherited()
-	for _, name := range slices.Sorted(maps.Keys(inherited)) {
-		if name == keptSockets || strings.HasSuffix(name, keptVariables) {
+	for _, generation := range s.generations(inherited) {
+		s.generation = max(s.generation, generation)
+		if s.earlier > 0 {
+			s.release(generation)
 			continue
 		}
-		err := errors.New("the process was ended while it started")
-		for _, theirs := range inherited[name+keptVariables] {
-			err = teach(theirs, variables)
+		err := errors.New("that process was ended while it started")
+		if theirs := inherited[variablesOf(generation)]; len(theirs) == 1 && len(inherited[linksOf(generation)]) == programs {
+			err = teach(theirs[0], variables)
 		}
 		if err != nil {
-			s.log.Info("the hold of an earlier process on ports is let go", "name", name, "why", err)
-			s.release(name)
+			s.log.Info("what an earlier process held of long ranges is let go", "generation", generation, "why", err)
+			s.release(generation)
 			continue
 		}
-		s.earlier = append(s.earlier, name)
+		s.earlier = generation
 	}
-	if len(s.earlier) == 0 && len(inherited[keptSockets]) > 0 {
+	if s.earlier == 0 && len(inherited[keptSockets]) > 0 {
 		s.remove(keptSockets)
 	}
-	for n := 0; s.name == "" || slices.Contains(s.earlier, s.name); n++ {
-		s.name = fmt.Sprint(KeptPrefix, n)
-	}
+	s.generation++
 }
 
 // teach gives an earlier process's programs the variables of this one's, which say
-// who may bind what is held.
+// who may bind what is held. Who adds a variable changes the size of the map, or
+// what it is told by here.
 func teach(theirs Descriptor, variables *ebpf.Map) error {
 	fd, err := duplicate(theirs)
 	if err != nil {
@@ -126,15 +153,20 @@ func teach(theirs Descriptor, variables *ebpf.Map) error {
 }
 
 // release ends a generation, at once.
-func (s *succession) release(name string) {
-	for _, l := range s.keep.Inherited()[name] {
+func (s *succession) release(generation int) {
+	for _, l := range s.keep.Inherited()[linksOf(generation)] {
 		if err := detach(l); err != nil {
-			s.log.Warn("end an earlier process's hold on ports", "name", name, "err", err)
+			s.log.Warn("end an earlier process's hold on ports", "generation", generation, "err", err)
 		}
 	}
-	// Without the map the links are none, if this process ends here.
-	s.remove(name + keptVariables)
-	s.remove(name)
+	s.forget(generation)
+}
+
+// forget has nothing kept of a generation. Without the map its links are none, if
+// this process ends in between.
+func (s *succession) forget(generation int) {
+	s.remove(variablesOf(generation))
+	s.remove(linksOf(generation))
 }
 
 func detach(d Descriptor) error {
@@ -151,7 +183,7 @@ func detach(d Descriptor) error {
 
 func (s *succession) put(name string, what ...Descriptor) bool {
 	if err := s.keep.Put(name, what...); err != nil {
-		s.log.Warn("ports may be taken by others while this process is restarted", "err", err)
+		s.log.Warn("long ranges may be taken by others while this process is restarted", "err", err)
 		return false
 	}
 	return true
@@ -163,35 +195,37 @@ func (s *succession) remove(name string) {
 	}
 }
 
-// follow has what this process holds kept from its first port on, to its last.
+// follow has what this process holds kept from its first port on, to its last. What
+// could not be kept is tried again with the next change.
 func (s *succession) follow(holds bool) {
-	switch {
-	case s.keep == nil || holds == s.kept:
-	case holds:
-		s.kept = s.put(s.name, s.links...) && (len(s.earlier) > 0 || s.put(s.name+keptVariables, s.variables)) &&
-			s.put(keptSockets, s.sockets...)
-	default:
-		s.kept = false
-		s.remove(s.name + keptVariables)
-		s.remove(s.name)
+	if s.keep == nil || holds == s.kept {
+		return
+	}
+	s.kept = holds && s.put(linksOf(s.generation), s.links...) &&
+		(s.earlier > 0 || s.put(variablesOf(s.generation), s.variables)) &&
+		s.put(keptSockets, s.sockets...)
+	if !s.kept {
+		s.unkeep()
+	}
+}
+
+// unkeep has nothing kept of this process.
+func (s *succession) unkeep() {
+	s.kept = false
+	s.forget(s.generation)
+	if s.earlier == 0 { // else somebody may wait in them for what is held next
 		s.remove(keptSockets)
 	}
 }
 
-// settle ends the earlier generations, now that this one has what is wanted of them.
+// settle ends the earlier generation, now that this one has what is wanted of it.
 func (s *succession) settle() {
-	if len(s.earlier) == 0 {
-		return
+	earlier := s.earlier
+	s.earlier = 0
+	if !s.kept || !s.put(variablesOf(s.generation), s.variables) {
+		s.unkeep()
 	}
-	if s.kept {
-		s.put(s.name+keptVariables, s.variables)
-	} else {
-		s.remove(keptSockets)
-	}
-	for _, name := range s.earlier {
-		s.release(name)
-	}
-	s.earlier = nil
+	s.release(earlier)
 }
 
 // keepSockets has sockets kept in place of those of before.

@@ -1,6 +1,7 @@
 package sklookup
 
 import (
+	"errors"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -63,8 +64,9 @@ func requireKept(t *testing.T, m *systemdtest.Manager, want string) {
 
 const (
 	keptSocketsOnly = "ranges-sockets ranges-sockets ranges-sockets ranges-sockets"
-	kept0           = "ranges-0 ranges-0 ranges-0 ranges-0-variables"
-	kept1           = "ranges-1 ranges-1 ranges-1 ranges-1-variables"
+	keptFirst       = "ranges-1 ranges-1 ranges-1 ranges-1-variables"
+	keptSecond      = "ranges-2 ranges-2 ranges-2 ranges-2-variables"
+	linksOfSecond   = "ranges-2 ranges-2 ranges-2"
 )
 
 // What a killed process held stays held until the next one has taken up what it
@@ -73,7 +75,7 @@ func TestTheNextProcessTakesOver(t *testing.T) {
 	open(t) // or skip
 	m := systemdtest.New(t)
 	ids, added := killHolder(t, "NOTIFY_SOCKET="+m.Address())
-	requireKept(t, m, kept0+" "+keptSocketsOnly)
+	requireKept(t, m, keptFirst+" "+keptSocketsOnly)
 	other := newProcess(t)
 	refused := func(addr string) {
 		t.Helper()
@@ -123,7 +125,7 @@ func TestTheNextProcessTakesOver(t *testing.T) {
 	require.Equal(t, asking.LocalAddr().String(), client.String())
 	require.Equal(t, "[::1]:20002", local.String())
 	refused("0.0.0.0:25000")
-	requireKept(t, m, kept0+" ranges-1 ranges-1 ranges-1 "+keptSocketsOnly)
+	requireKept(t, m, keptFirst+" "+linksOfSecond+" "+keptSocketsOnly)
 
 	table.Settle()
 	for _, proto := range []uint8{tcp, udp} {
@@ -132,7 +134,7 @@ func TestTheNextProcessTakesOver(t *testing.T) {
 	refused("0.0.0.0:24999")
 	require.Equal(t, "20000-24999", reservedPorts(t))
 	require.Equal(t, "20000-24999", added)
-	requireKept(t, m, kept1+" "+keptSocketsOnly)
+	requireKept(t, m, keptSecond+" "+keptSocketsOnly)
 	requireUnloaded(t, ids)
 	again, err := net.DialTimeout("tcp", "[::1]:20004", patience)
 	require.NoError(t, err)
@@ -154,7 +156,7 @@ func TestLeave(t *testing.T) {
 	var added string
 	table := openWith(t, m, &added)
 	require.NoError(t, table.Reserve(udp, everywhere, 20000, 29999))
-	requireKept(t, m, kept0)
+	requireKept(t, m, keptFirst)
 	table.Leave()
 	require.NoError(t, table.Release(udp, everywhere, 20000, 29999), "of a port that is closed after")
 	require.NoError(t, table.Close())
@@ -185,7 +187,7 @@ func TestKilledWhileItTakesOver(t *testing.T) {
 	second.left = true // as nobody tells a process that is killed
 	require.NoError(t, second.Close())
 	require.NoError(t, second.keep.(*systemd.Named).Close())
-	requireKept(t, m, kept0+" ranges-1 ranges-1 ranges-1 "+keptSocketsOnly)
+	requireKept(t, m, keptFirst+" "+linksOfSecond+" "+keptSocketsOnly)
 
 	third := openWith(t, m, &added)
 	requireUnloaded(t, unfinished)
@@ -199,7 +201,7 @@ func TestKilledWhileItTakesOver(t *testing.T) {
 	third.Settle()
 	requireUnloaded(t, ids)
 	require.Contains(t, other.bind(t, udp, "0.0.0.0:29999"), "in use")
-	requireKept(t, m, kept1+" "+keptSocketsOnly)
+	requireKept(t, m, "ranges-3 ranges-3 ranges-3 ranges-3-variables "+keptSocketsOnly)
 	require.NoError(t, third.Release(udp, everywhere, 20000, 29999))
 	requireKept(t, m, "")
 }
@@ -219,17 +221,100 @@ func TestForget(t *testing.T) {
 	requireUnloaded(t, ids)
 	require.NoError(t, Unreserve("/proc/sys/net", added))
 
-	pipe, _, err := os.Pipe()
-	require.NoError(t, err)
-	defer pipe.Close()
 	strangers := inherit(t, m)
 	for _, name := range []string{"ranges-0", "ranges-0-variables", "ranges-sockets", "ranges-7-variables"} {
+		pipe, end, err := os.Pipe()
+		require.NoError(t, err)
 		require.NoError(t, strangers.Put(name, socketOf{pipe}))
-		require.NoError(t, strangers.Close())
+		require.NoError(t, errors.Join(pipe.Close(), end.Close()))
 	}
+	requireKept(t, m, "ranges-0 ranges-0-variables ranges-7-variables ranges-sockets")
 	added = ""
-	table := openWith(t, m, &added)
-	require.NoError(t, table.Reserve(udp, everywhere, 20000, 29999))
-	require.NoError(t, table.Release(udp, everywhere, 20000, 29999))
+	openWith(t, m, &added)
 	requireKept(t, m, "")
+}
+
+// Of two that hold all, as one leaves that is killed in Settle, the later is the one.
+func TestKilledWhileItSettles(t *testing.T) {
+	open(t) // or skip
+	m := systemdtest.New(t)
+	ids, added := killHolder(t, "NOTIFY_SOCKET="+m.Address())
+	second := openWith(t, m, &added)
+	require.NoError(t, second.Reserve(udp, everywhere, 20000, 20999))
+	later, err := programIDs(second)
+	require.NoError(t, err)
+	require.True(t, second.put(variablesOf(second.generation), second.variables))
+	second.left = true
+	require.NoError(t, second.Close())
+	require.NoError(t, second.keep.(*systemd.Named).Close())
+	requireKept(t, m, keptFirst+" "+keptSecond+" "+keptSocketsOnly)
+
+	third := openWith(t, m, &added)
+	requireUnloaded(t, ids)
+	for _, id := range later {
+		require.True(t, isLoaded(id))
+	}
+	other := newProcess(t)
+	require.Contains(t, other.bind(t, udp, "0.0.0.0:20999"), "in use")
+	require.Empty(t, other.bind(t, udp, "0.0.0.0:29999"))
+	third.Settle()
+	requireKept(t, m, "")
+	require.Empty(t, other.bind(t, udp, "0.0.0.0:20999"))
+}
+
+// deafFor is a Keeper that keeps all but some.
+type deafFor struct {
+	*systemd.Named
+	suffix string
+}
+
+var errDeaf = errors.New("nobody hears")
+
+func (d *deafFor) Put(name string, what ...Descriptor) error {
+	if d.suffix != "" && strings.HasSuffix(name, d.suffix) {
+		return errDeaf
+	}
+	return d.Named.Put(name, what...)
+}
+
+// What cannot be kept whole is not kept, tried again with the next change, and given
+// back at the end.
+func TestWhatCannotBeKept(t *testing.T) {
+	open(t) // or skip
+	m := systemdtest.New(t)
+	other := newProcess(t)
+	isFree := func() {
+		t.Helper()
+		require.Empty(t, other.bind(t, udp, "0.0.0.0:20000"))
+		require.Empty(t, other.bind(t, udp, "0.0.0.0:40000"), "it lets go of the first")
+	}
+	for _, suffix := range []string{"ranges-1", keptVariables, keptSockets} {
+		keep := &deafFor{inherit(t, m), suffix}
+		table, err := Open(Config{Cgroup: testCgroup(t), Keep: keep})
+		require.NoError(t, err)
+		require.NoError(t, table.Reserve(udp, everywhere, 20000, 29999))
+		requireKept(t, m, "")
+		keep.suffix = ""
+		require.NoError(t, table.Reserve(udp, everywhere, 30000, 30999))
+		requireKept(t, m, keptFirst)
+		require.NoError(t, table.Close(), "with no Leave")
+		isFree()
+		require.Empty(t, reservedPorts(t))
+		Forget(inherit(t, m), slog.New(slog.DiscardHandler))
+		requireKept(t, m, "")
+	}
+
+	ids, added := killHolder(t, "NOTIFY_SOCKET="+m.Address())
+	keep := &deafFor{inherit(t, m), keptVariables}
+	table, err := Open(Config{Cgroup: testCgroup(t), Keep: keep, Recorded: added})
+	require.NoError(t, err)
+	require.NoError(t, table.Reserve(udp, everywhere, 20000, 29999))
+	table.Settle()
+	requireKept(t, m, "")
+	requireUnloaded(t, ids)
+	require.Contains(t, other.bind(t, udp, "0.0.0.0:20000"), "in use")
+	table.Leave()
+	require.NoError(t, table.Close())
+	isFree()
+	require.Empty(t, reservedPorts(t))
 }

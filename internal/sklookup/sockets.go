@@ -26,7 +26,8 @@ func (t *Table) Sockets() (listeners []*net.TCPListener, conns []*net.UDPConn, e
 	if t.closed {
 		return nil, nil, errClosed
 	}
-	t.inodes = nil
+	// Those of before may be open for a moment.
+	t.inodes = t.inodes[max(0, len(t.inodes)-4):]
 	inherited := t.inheritedSockets(t.netns)
 	var opened []Descriptor
 	defer func() {

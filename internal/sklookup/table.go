@@ -143,7 +143,7 @@ func (t *Table) succeed() error {
 	if t.keep != nil {
 		t.inherit(t.objs.Data)
 	}
-	if len(t.earlier) == 0 {
+	if t.earlier == 0 {
 		return t.sysctl.set(nil)
 	}
 	inherited := t.inheritedSockets(t.netns)
@@ -158,12 +158,12 @@ func (t *Table) succeed() error {
 	return err
 }
 
-// Settle gives up what an earlier process held and this one does not. Nobody can
-// have it before.
+// Settle gives up what an earlier process held and this one does not. Nobody else
+// can have it before.
 func (t *Table) Settle() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.closed || len(t.earlier) == 0 {
+	if t.closed || t.earlier == 0 {
 		return
 	}
 	t.settle()
@@ -257,7 +257,14 @@ func (t *Table) Close() error {
 		t.ranges = nil
 		err = t.sysctl.set(nil)
 	}
+	if t.left {
+		// Nobody may bind what is held until the next process says who it is.
+		err = errors.Join(err, t.objs.Owner.Set(uint32(0)))
+	}
 	for i := len(t.links) - 1; i >= 0; i-- {
+		if t.keep != nil && !t.left { // a copy may be kept
+			err = errors.Join(err, t.links[i].Detach())
+		}
 		err = errors.Join(err, t.links[i].Close())
 	}
 	return errors.Join(err, t.objs.Close())
