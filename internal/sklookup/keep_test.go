@@ -6,7 +6,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -21,16 +20,7 @@ import (
 // inherit is what a process that a manager starts has of earlier ones.
 func inherit(t *testing.T, m *systemdtest.Manager) *systemd.Named {
 	t.Helper()
-	t.Setenv("NOTIFY_SOCKET", m.Address())
-	files, names := m.Files()
-	var all []*systemd.File
-	for i, f := range files {
-		fd, err := duplicate(socketOf{f})
-		require.NoError(t, err)
-		require.NoError(t, f.Close())
-		all = append(all, systemd.NewFile(names[i], fd))
-	}
-	named := systemd.NewNamed(all)
+	named := systemd.NewNamed(m.Inherit(t))
 	t.Cleanup(func() { _ = named.Close() })
 	return named
 }
@@ -47,19 +37,18 @@ func openWith(t *testing.T, m *systemdtest.Manager, recorded *string) *Table {
 	return table
 }
 
+// kill ends a Table as the end of a process does that nobody has told.
+func kill(t *testing.T, table *Table) {
+	t.Helper()
+	table.left = true
+	require.NoError(t, table.Close())
+	require.NoError(t, table.keep.(*systemd.Named).Close())
+}
+
 // requireKept waits for names, each as often as a descriptor is kept under it.
 func requireKept(t *testing.T, m *systemdtest.Manager, want string) {
 	t.Helper()
-	var names []string
-	require.Eventually(t, func() bool {
-		var files []*os.File
-		files, names = m.Files()
-		for _, f := range files {
-			_ = f.Close()
-		}
-		slices.Sort(names)
-		return strings.Join(names, " ") == want
-	}, patience, time.Millisecond, "want %s", want)
+	m.RequireNames(t, strings.Fields(want)...)
 }
 
 const (
@@ -184,9 +173,7 @@ func TestKilledWhileItTakesOver(t *testing.T) {
 	require.NoError(t, second.Reserve(udp, everywhere, 20000, 20999))
 	unfinished, err := programIDs(second)
 	require.NoError(t, err)
-	second.left = true // as nobody tells a process that is killed
-	require.NoError(t, second.Close())
-	require.NoError(t, second.keep.(*systemd.Named).Close())
+	kill(t, second)
 	requireKept(t, m, keptFirst+" "+linksOfSecond+" "+keptSocketsOnly)
 
 	third := openWith(t, m, &added)
@@ -244,9 +231,7 @@ func TestKilledWhileItSettles(t *testing.T) {
 	later, err := programIDs(second)
 	require.NoError(t, err)
 	require.True(t, second.put(variablesOf(second.generation), second.variables))
-	second.left = true
-	require.NoError(t, second.Close())
-	require.NoError(t, second.keep.(*systemd.Named).Close())
+	kill(t, second)
 	requireKept(t, m, keptFirst+" "+keptSecond+" "+keptSocketsOnly)
 
 	third := openWith(t, m, &added)

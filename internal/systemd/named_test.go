@@ -3,9 +3,7 @@ package systemd_test
 import (
 	"net"
 	"os"
-	"slices"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
@@ -17,30 +15,9 @@ import (
 // openNamed is what a process that a manager has started finds.
 func openNamed(t *testing.T, m *systemdtest.Manager) *systemd.Named {
 	t.Helper()
-	t.Setenv("NOTIFY_SOCKET", m.Address())
-	files, names := m.Files()
-	var all []*systemd.File
-	for i, f := range files {
-		fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
-		require.NoError(t, err)
-		require.NoError(t, f.Close())
-		all = append(all, systemd.NewFile(names[i], fd))
-	}
-	n := systemd.NewNamed(all)
+	n := systemd.NewNamed(m.Inherit(t))
 	t.Cleanup(func() { _ = n.Close() })
 	return n
-}
-
-func requireNames(t *testing.T, m *systemdtest.Manager, want ...string) {
-	t.Helper()
-	require.Eventually(t, func() bool {
-		files, names := m.Files()
-		for _, f := range files {
-			_ = f.Close()
-		}
-		slices.Sort(names)
-		return slices.Equal(want, names)
-	}, 10*time.Second, time.Millisecond, "want %v", want)
 }
 
 func TestNamed(t *testing.T) {
@@ -52,7 +29,7 @@ func TestNamed(t *testing.T) {
 	require.NoError(t, n.Put("a", first, closed))
 	require.NoError(t, n.Put("b", second, first))
 	require.NoError(t, n.Put("c", closed))
-	requireNames(t, m, "a", "b")
+	m.RequireNames(t, "a", "b")
 
 	// The next process has them, also when this one's are closed.
 	require.NoError(t, first.Close())
@@ -63,7 +40,7 @@ func TestNamed(t *testing.T) {
 	_, err := net.ListenUDP("udp4", first.LocalAddr().(*net.UDPAddr))
 	require.ErrorIs(t, err, unix.EADDRINUSE)
 	require.NoError(t, next.Remove("a"))
-	requireNames(t, m, "b")
+	m.RequireNames(t, "b")
 	again, err := net.ListenUDP("udp4", first.LocalAddr().(*net.UDPAddr))
 	require.NoError(t, err, "nobody has a copy")
 	require.NoError(t, again.Close())
@@ -73,7 +50,7 @@ func TestNamed(t *testing.T) {
 
 	require.NoError(t, next.Close())
 	require.Empty(t, next.Inherited())
-	requireNames(t, m, "b")
+	m.RequireNames(t, "b")
 }
 
 func TestNamedWithoutAManager(t *testing.T) {

@@ -68,16 +68,7 @@ func bindMany(t *testing.T, n int) (all []systemd.Socket) {
 // open is a store of a process that a manager has started with what it keeps.
 func open(t testing.TB, m *systemdtest.Manager) *systemd.Store {
 	t.Helper()
-	t.Setenv("NOTIFY_SOCKET", m.Address())
-	files, names := m.Files()
-	var inherited []*systemd.File
-	for i, f := range files {
-		fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
-		require.NoError(t, err)
-		require.NoError(t, f.Close())
-		inherited = append(inherited, systemd.NewFile(names[i], fd))
-	}
-	s, err := systemd.OpenStore(inherited, nil)
+	s, err := systemd.OpenStore(m.Inherit(t), nil)
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = s.Close() })
 	require.Eventually(t, func() bool {

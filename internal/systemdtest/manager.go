@@ -13,9 +13,12 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
+
+	"github.com/portolan/portolan/internal/systemd"
 )
 
 // Manager is a service manager with one service. As systemd does, it keeps no
@@ -173,6 +176,35 @@ func (m *Manager) Files() (files []*os.File, names []string) {
 		files, names = append(files, os.NewFile(uintptr(fd), e.name)), append(names, e.name)
 	}
 	return files, names
+}
+
+// Inherit is what a process has of it that is started now, and has the test be that
+// process. Whoever takes the files up closes them.
+func (m *Manager) Inherit(t testing.TB) (inherited []*systemd.File) {
+	t.Helper()
+	t.Setenv("NOTIFY_SOCKET", m.Address())
+	files, names := m.Files()
+	for i, f := range files {
+		fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+		require.NoError(t, err)
+		require.NoError(t, f.Close())
+		inherited = append(inherited, systemd.NewFile(names[i], fd))
+	}
+	return inherited
+}
+
+// RequireNames waits until descriptors are stored under these names, sorted, each as
+// often as there is one.
+func (m *Manager) RequireNames(t testing.TB, want ...string) {
+	t.Helper()
+	require.Eventually(t, func() bool {
+		files, names := m.Files()
+		for _, f := range files {
+			_ = f.Close()
+		}
+		slices.Sort(names)
+		return slices.Equal(want, names)
+	}, 10*time.Second, time.Millisecond, "want %v", want)
 }
 
 // Start starts a command as the service: with the socket that it listens on, if it
