@@ -3,7 +3,9 @@ package portmap_test
 import (
 	"os"
 	"runtime"
+	"slices"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -70,7 +72,7 @@ func TestUDPFlood(t *testing.T) {
 	const most = 64
 	sources := sourcesOr(t, 200_000)
 	w := proxied(t, func(cfg *portmap.PublisherConfig) { cfg.MaxFlows = most })
-	before := heap()
+	before, missed := heap(), noPorts(t)
 	underFlood(t, w, false, 53, sources, func() {
 		requireSays(t, w.neighbour, "three", "198.51.100.1:5353")
 		require.LessOrEqual(t, numbers(t, w.Publisher, "53->53/udp")["portolan_proxy_flows"], most)
@@ -78,16 +80,46 @@ func TestUDPFlood(t *testing.T) {
 	var n map[string]int
 	arrived := func() int {
 		n = numbers(t, w.Publisher, "53->53/udp")
-		return n["portolan_proxy_flows_total"] + n["portolan_proxy_socket_drops_total"]
+		return n["portolan_proxy_flows_total"] + n["portolan_proxy_socket_drops_total"] + noPorts(t) - missed
 	}
-	require.Eventually(t, func() bool { return arrived() >= sources }, 2*time.Minute, 10*time.Millisecond)
+	require.Eventually(t, func() bool { return arrived() >= sources }, 2*time.Minute, 10*time.Millisecond, "of %d sources: %v", sources, &n)
 	t.Logf("%d sources: %v", sources, n)
+	require.Less(t, noPorts(t)-missed, 10)
 	require.Equal(t, most, n["portolan_proxy_flows"])
 	require.Equal(t, n["portolan_proxy_flows_total"]-most, n["portolan_proxy_flows_evicted_total limit"], "%v", n)
 	require.Less(t, heap()-before, 8<<20)
-	got, err := ask(w.neighbour, "udp", "198.51.100.1:53", answerWait)
+	// The backend may be behind, its buffer full, and lose a question.
+	require.Eventually(t, func() bool {
+		got, err := ask(w.neighbour, "udp", "198.51.100.1:53", time.Second)
+		return err == nil && got == "two"
+	}, answerWait, 10*time.Millisecond, "a flow that is new ends the idlest")
+}
+
+// noPorts counts the datagrams for which the kernel found no socket. One of a
+// flood may be among them though its port has one: while a lookup goes along a
+// chain of its hash table, connect(2) on another processor may move a socket
+// from there to the chain of its new address, and the lookup with it. A proxy
+// connects with each flow, a few times in a flood by a port of that chain.
+func noPorts(t *testing.T) int {
+	t.Helper()
+	text, err := os.ReadFile("/proc/net/snmp")
 	require.NoError(t, err)
-	require.Equal(t, "two", got, "a flow that is new ends the idlest")
+	var names []string
+	for line := range strings.Lines(string(text)) {
+		fields := strings.Fields(line)
+		if fields[0] != "Udp:" {
+			continue
+		}
+		if names == nil {
+			names = fields
+			continue
+		}
+		n, err := strconv.Atoi(fields[slices.Index(names, "NoPorts")])
+		require.NoError(t, err)
+		return n
+	}
+	require.Fail(t, "no Udp: in /proc/net/snmp")
+	return 0
 }
 
 func heap() int {
