@@ -53,6 +53,9 @@ func echo(ctx context.Context, args []string) error {
 		if err != nil {
 			return err
 		}
+		if err := enlarge(c); err != nil {
+			return err
+		}
 		go e.serveUDP(c, p)
 	}
 	fmt.Fprintf(os.Stderr, "echo: %d tcp and %d udp ports\n", len(tcpPorts), len(udpPorts))
@@ -107,6 +110,18 @@ func (e echoer) serveUDP(c net.PacketConn, port int) {
 		// A client that is gone is no reason to stop serving the others.
 		_, _ = c.WriteTo(answer, from)
 	}
+}
+
+// socketBuffer has room for some ten thousand small datagrams, so that a program
+// that gets no processor for a second loses none. The kernel gives less where
+// net.core.rmem_max is less.
+const socketBuffer = 4 << 20
+
+func enlarge(c any) error {
+	if c, ok := c.(*net.UDPConn); ok {
+		return c.SetReadBuffer(socketBuffer)
+	}
+	return nil
 }
 
 // plain is an address without the ::ffff: that a dual-stack socket gives it.

@@ -18,7 +18,7 @@ import (
 func stream(ctx context.Context, args []string) error {
 	f := flag.NewFlagSet("stream", flag.ContinueOnError)
 	length := f.Duration("for", time.Hour, "end after so long; SIGINT and SIGTERM end it too")
-	every := f.Duration("every", 5*time.Millisecond, "time between messages; an echo that has several streams may pause for half a second before its socket is full")
+	every := f.Duration("every", 5*time.Millisecond, "time between messages")
 	timeout := f.Duration("timeout", 5*time.Second, "how long an answer may take")
 	if err := f.Parse(args); err != nil {
 		return err
@@ -33,6 +33,9 @@ func stream(ctx context.Context, args []string) error {
 		return err
 	}
 	defer c.Close()
+	if err := enlarge(c); err != nil {
+		return err
+	}
 	s := numbers{Conn: c, every: *every, timeout: *timeout, size: 8}
 	if f.Arg(0) == "tcp" {
 		s.size = 4096 // several segments are under way at any time
