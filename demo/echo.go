@@ -117,6 +117,8 @@ func (e echoer) serveUDP(c net.PacketConn, port int) {
 // net.core.rmem_max is less.
 const socketBuffer = 4 << 20
 
+// enlarge gives a UDP socket that much, and leaves others to the kernel, which
+// lets TCP wait.
 func enlarge(c any) error {
 	if c, ok := c.(*net.UDPConn); ok {
 		return c.SetReadBuffer(socketBuffer)
